@@ -1,0 +1,196 @@
+"""Semantic tokens -> the two coarse codebooks, in windows of 60 steps.
+
+The prompt of one window, with the released lengths (the blocks stand one after the other):
+
+    0 ............ 255 | 256   | 257 ............................ <= 886
+    semantic, padded   | infer | coarse ids so far, the last 630
+
+Coarse ids alternate between the codebooks: frame 0 codebook 0, frame 0 codebook 1, frame 1 codebook
+0, ...; the code c of codebook k is the id `semantic_vocab_size + k * codebook_size + c`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import GenerationConfig
+from .model import GPT, CachedDecoder, Decoder
+from .sampling import OnStep, Sampling, check_finite, choose, probabilities
+from .voice import Voice
+
+# The reference forgets the last ids of a voice "for time alignment (sounds better)"; they are one
+# frame, unless the trimmed history is odd.
+N_HISTORY_DROPPED = 2
+
+
+@dataclass
+class _Row:
+    """One utterance: the ids so far, histories in front."""
+
+    semantic: Tensor  # (S_history + S,)
+    coarse: Tensor  # (n_history + n_steps,) ids; zero where not made yet
+    n_semantic_history: int
+    n_history: int
+    n_steps: int
+
+
+def n_coarse_steps(n_semantic: int, config: GenerationConfig) -> int:
+    """How many coarse ids stand for so many semantic tokens: whole frames, rounded down."""
+    n_codebooks = config.n_coarse_codebooks
+    frames = math.floor(n_semantic * config.semantic_to_coarse_ratio / n_codebooks)
+    return round(frames * n_codebooks)
+
+
+def coarse_history(
+    voice: Voice | None, config: GenerationConfig, max_coarse_history: int
+) -> tuple[Tensor, Tensor]:
+    """The part of a voice that goes in front of the first window.
+
+    Args:
+        voice: the voice; None gives empty histories.
+        config: rates and vocabulary.
+        max_coarse_history: coarse ids at most.
+
+    Returns:
+        semantic: (S',) int64, an even number of tokens where the voice is shorter than the limit.
+        coarse: (n',) int64 ids, flattened; n' is odd where S' times the ratio rounds to odd.
+
+    Source: suno-ai/bark, bark/generation.py, generate_coarse.
+    """
+    empty = torch.zeros(0, dtype=torch.int64)
+    if voice is None:
+        return empty, empty
+    ratio, n_codebooks = config.semantic_to_coarse_ratio, config.n_coarse_codebooks
+    offsets = torch.arange(n_codebooks)[:, None] * config.codebook_size
+    ids = (voice.coarse + offsets + config.semantic_vocab_size).T.flatten()
+    n_semantic = min(
+        math.floor(max_coarse_history / ratio),
+        len(voice.semantic) - len(voice.semantic) % 2,
+        math.floor(len(ids) / ratio),
+    )
+    n_coarse = round(n_semantic * ratio)
+    if n_semantic == 0:
+        return empty, empty
+    return voice.semantic[-n_semantic:], ids[-n_coarse:][:-N_HISTORY_DROPPED]
+
+
+def window_prompt(
+    row: _Row, step: int, config: GenerationConfig, max_coarse_history: int
+) -> Tensor:
+    """The ids (n,) int64 in front of the window that starts at `step`."""
+    ratio = config.semantic_to_coarse_ratio
+    length = config.max_coarse_input_length
+    # round() is banker's rounding, in the reference too.
+    here = row.n_semantic_history + round(step / ratio)
+    first = max(0, here - math.floor(max_coarse_history / ratio))
+    semantic = row.semantic[first : first + length]
+    blocks = (
+        F.pad(semantic, (0, length - len(semantic)), value=config.coarse_semantic_pad_token),
+        semantic.new_tensor([config.coarse_infer_token]),
+        row.coarse[: row.n_history + step][-max_coarse_history:],
+    )
+    return torch.cat(blocks)
+
+
+@torch.inference_mode()
+def generate_coarse(
+    model: GPT,
+    semantics: Sequence[Tensor],
+    voices: Sequence[Voice | None],
+    config: GenerationConfig,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator | None],
+    *,
+    max_coarse_history: int | None = None,
+    sliding_window_len: int | None = None,
+    on_step: OnStep | None = None,
+    decoder: Callable[[GPT, int], Decoder] = CachedDecoder,
+) -> list[Tensor]:
+    """The coarse codes of a batch of utterances.
+
+    Args:
+        model: the coarse model.
+        semantics: B tensors (S_b,) int64 in [0, semantic_vocab_size).
+        voices: B voices, or None for none.
+        config: rates, lengths and special ids.
+        sampling: how codes are chosen.
+        generators: B random streams.
+        max_coarse_history: coarse ids in front of a window; None is the config's.
+        sliding_window_len: coarse ids made per window; None is the config's.
+        on_step: told of progress.
+        decoder: which implementation of the loop contract to run on.
+
+    Returns:
+        B tensors (n_coarse_codebooks, T_b) int64 codes in [0, codebook_size), on the CPU, where
+        T_b = floor(S_b * coarse_rate_hz / semantic_rate_hz).
+
+    Raises:
+        ValueError: a window and its history do not fit the model.
+
+    Source: suno-ai/bark, bark/generation.py, generate_coarse.
+    """
+    history_len = config.max_coarse_history if max_coarse_history is None else max_coarse_history
+    window_len = config.sliding_window_len if sliding_window_len is None else sliding_window_len
+    room = model.config.block_size - config.max_coarse_input_length
+    if not config.n_coarse_codebooks <= history_len <= room - window_len or window_len < 1:
+        raise ValueError(
+            f"max_coarse_history must be at least {config.n_coarse_codebooks}, sliding_window_len "
+            f"at least 1, and their sum at most {room}; got {history_len} and {window_len}"
+        )
+    device = model.lm_head.weight.device
+    decode = decoder(model, 0)
+    rows = [
+        _start(semantic, voice, config, history_len)
+        for semantic, voice in zip(semantics, voices, strict=True)
+    ]
+    tokens = torch.zeros(0, dtype=torch.int64)
+    total = max((row.n_steps for row in rows), default=0)
+    for window_start in range(0, total, window_len):
+        live = [b for b, row in enumerate(rows) if row.n_steps > window_start]
+        for step in range(window_start, min(window_start + window_len, total)):
+            codebook = step % config.n_coarse_codebooks
+            first_id = config.semantic_vocab_size + codebook * config.codebook_size
+            head = slice(first_id, first_id + config.codebook_size)
+            if step == window_start:
+                prompts = [window_prompt(rows[b], step, config, history_len) for b in live]
+                logits = decode.prefill([prompt.to(device) for prompt in prompts], head)
+                check_finite(logits, "coarse")
+            else:
+                logits = decode.decode_one(tokens, head)
+            probs = probabilities(logits, sampling)
+            tokens = torch.full((len(live),), first_id, device=device)
+            for i, b in enumerate(live):
+                if step < rows[b].n_steps:
+                    tokens[i] += choose(probs[i], sampling, generators[b])
+            for b, token in zip(live, tokens.tolist(), strict=True):
+                if step < rows[b].n_steps:
+                    rows[b].coarse[rows[b].n_history + step] = token
+            if on_step:
+                on_step("coarse", step + 1, total)
+    return [_codes(row, config) for row in rows]
+
+
+def _start(
+    semantic: Tensor, voice: Voice | None, config: GenerationConfig, max_coarse_history: int
+) -> _Row:
+    before, coarse = coarse_history(voice, config, max_coarse_history)
+    n_steps = n_coarse_steps(len(semantic), config)
+    return _Row(
+        semantic=torch.cat((before, semantic.cpu())),
+        coarse=F.pad(coarse, (0, n_steps)),
+        n_semantic_history=len(before),
+        n_history=len(coarse),
+        n_steps=n_steps,
+    )
+
+
+def _codes(row: _Row, config: GenerationConfig) -> Tensor:
+    ids = row.coarse[row.n_history :].view(-1, config.n_coarse_codebooks).T
+    offsets = torch.arange(config.n_coarse_codebooks)[:, None] * config.codebook_size
+    return ids - config.semantic_vocab_size - offsets

@@ -1,0 +1,250 @@
+"""Codes to audio: the decoder half of EnCodec at 24 kHz, and the way into it for its weights.
+
+    codes   (B, K, T)       K codebooks, 75 frames per second
+      | one row of each codebook, summed
+    latent  (B, 128, T)
+      | conv over 7 frames; LSTM plus its input     (B, 512, T)       layers 0, 1
+      | ELU, transposed conv x8, residual block     (B, 256, 8T)      layers 2, 3, 4
+      | ELU, transposed conv x5, residual block     (B, 128, 40T)     layers 5, 6, 7
+      | ELU, transposed conv x4, residual block     (B, 64, 160T)     layers 8, 9, 10
+      | ELU, transposed conv x2, residual block     (B, 32, 320T)     layers 11, 12, 13
+      | ELU, conv over 7 samples                    (B, 1, 320T)      layers 14, 15
+    audio   (B, 320T)       24_000 Hz
+
+No layer looks ahead, so later frames never change the audio of earlier ones. All that one chunk
+would hand to the next is each convolution's last `context` inputs, each transposed convolution's
+last input and the LSTM's states. The exception is the start, where a convolution takes the mirror
+image of what follows as the past that it lacks: nothing is final until 7 frames are there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minibark.config import CheckpointError, CodecConfig
+
+# facebook's names on the left; on the right Hugging Face's, which this module's layers share
+_RENAMES = (
+    ("decoder.model.", "decoder.layers."),
+    (".conv.conv.", ".conv."),
+    (".convtr.convtr.", ".conv."),
+    ("quantizer.vq.layers.", "quantizer.layers."),
+    ("._codebook.", ".codebook."),
+)
+_NOT_NEEDED = re.compile(
+    r"encoder\.|quantizer\.layers\.\d+\.codebook\.(embed|embed_avg|cluster_size|inited)$"
+)
+_WEIGHT_NORM_PAIRS = (
+    (".weight_g", ".weight_v"),
+    (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
+)
+
+
+class CodecDecoder(nn.Module):
+    """Looks each frame's codes up in `codebooks` and has `decoder` turn their sum into samples."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        """Build the decoder with random weights."""
+        super().__init__()
+        self.config = config
+        self.codebooks = nn.Parameter(
+            torch.randn(config.n_codebooks, config.codebook_size, config.hidden_size)
+        )
+        self.decoder = _SEANet(config)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return the audio, (B, hop_length * T) float32, about [-1, 1], 24_000 Hz.
+
+        Args:
+            codes: (B, K, T) int64 in [0, codebook_size), 75 Hz. K may be 1 to n_codebooks: fewer
+                codebooks give rougher audio. T may be 0.
+
+        Raises:
+            ValueError: if the codes have another dtype, shape or range.
+
+        Source: encodec/model.py `EncodecModel.decode`.
+        """
+        n_codebooks, codebook_size, _ = self.codebooks.shape
+        if codes.dtype != torch.int64 or codes.ndim != 3 or not 1 <= codes.shape[1] <= n_codebooks:
+            raise ValueError(
+                f"codes must be int64 of shape (B, K, T) with K from 1 to {n_codebooks}, "
+                f"got {codes.dtype} of shape {tuple(codes.shape)}"
+            )
+        B, K, T = codes.shape
+        if codes.numel() == 0:
+            return self.codebooks.new_zeros(B, T * self.config.hop_length)
+        low, high = torch.stack(codes.aminmax()).tolist()
+        if low < 0 or high >= codebook_size:
+            raise ValueError(f"codes must be in [0, {codebook_size}), got {low} to {high}")
+        rows = [F.embedding(codes[:, k], self.codebooks[k]) for k in range(K)]  # K of (B, T, D)
+        audio: Tensor = self.decoder(torch.stack(rows).sum(0).transpose(1, 2))  # (B, 1, N)
+        return audio.squeeze(1)
+
+
+class _SEANet(nn.Module):
+    """(B, D, T) -> (B, 1, hop_length * T): few channels more often, step by step.
+
+    Source: encodec/modules/seanet.py `SEANetDecoder`.
+    """
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        channels = config.num_filters * 2 ** len(config.upsampling_ratios)
+        layers: list[nn.Module] = [
+            _CausalConv(config.hidden_size, channels, config.kernel_size),
+            _SkipLSTM(channels, config.num_lstm_layers),
+        ]
+        for ratio in config.upsampling_ratios:
+            layers += [nn.ELU(inplace=True), _Upsample(channels, channels // 2, ratio)]
+            channels //= 2
+            for i in range(config.num_residual_layers):
+                layers += [_ResidualBlock(channels, config.dilation_growth_rate**i, config)]
+        layers += [nn.ELU(inplace=True), _CausalConv(channels, 1, config.last_kernel_size)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        audio: Tensor = self.layers(latent)
+        return audio
+
+
+class _CausalConv(nn.Module):
+    """(B, c_in, T) -> (B, c_out, T), each step from its input and the `context` ones before it.
+
+    Source: encodec/modules/conv.py `SConv1d` with causal=True, pad_mode="reflect".
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel_size: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(c_in, c_out, kernel_size, dilation=dilation)
+        self.context = (kernel_size - 1) * dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.context:
+            # the past is a mirror, x3 x2 x1 | x0 x1 x2 x3, with zeros where x is too short for it
+            past = x[..., 1 : self.context + 1].flip(-1)
+            past = F.pad(past, (self.context - past.shape[-1], 0))
+            x = torch.cat((past, x), dim=-1)
+        y: Tensor = self.conv(x)
+        return y
+
+
+class _Upsample(nn.Module):
+    """(B, c_in, T) -> (B, c_out, ratio * T), each output from an input and the one before it.
+
+    Source: encodec/modules/conv.py `SConvTranspose1d` with causal=True, trim_right_ratio=1.
+    """
+
+    def __init__(self, c_in: int, c_out: int, ratio: int) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self.conv = nn.ConvTranspose1d(c_in, c_out, kernel_size=2 * ratio, stride=ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)  # (B, c_out, ratio * (T + 1)); the tail awaits an input T
+        return y[..., : self.ratio * x.shape[-1]]
+
+
+class _SkipLSTM(nn.Module):
+    """(B, C, T) -> (B, C, T): an LSTM over time, its input added to its output.
+
+    Source: encodec/modules/lstm.py `SLSTM`.
+    """
+
+    def __init__(self, channels: int, num_layers: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(channels, channels, num_layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.permute(2, 0, 1)  # (T, B, C)
+        y: Tensor = self.lstm(steps)[0]
+        return (y + steps).permute(1, 2, 0)
+
+
+class _ResidualBlock(nn.Module):
+    """(B, C, T) -> (B, C, T): a narrow branch beside a shortcut that is a convolution too.
+
+    Source: encodec/modules/seanet.py `SEANetResnetBlock` with true_skip=False.
+    """
+
+    def __init__(self, channels: int, dilation: int, config: CodecConfig) -> None:
+        super().__init__()
+        hidden = channels // config.compress
+        self.block = nn.Sequential(
+            nn.ELU(),  # not in place: the shortcut needs the input
+            _CausalConv(channels, hidden, config.residual_kernel_size, dilation),
+            nn.ELU(inplace=True),
+            _CausalConv(hidden, channels, kernel_size=1),
+        )
+        self.shortcut = _CausalConv(channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.block(x)
+        return y.add_(self.shortcut(x))
+
+
+def codec_state_dict(state: Mapping[str, Tensor], config: CodecConfig) -> dict[str, Tensor]:
+    """Return the state dict of `CodecDecoder(config)` in float32, to be loaded with strict=True.
+
+    Args:
+        state: an EnCodec under facebook's names (`decoder.model.0.conv.conv.weight_g`, ...) or
+            Hugging Face's (`decoder.layers.0.conv.weight_g`, ...). The encoder, codebooks from
+            n_codebooks on and what only training needs may be there and are left out.
+        config: the shapes that the tensors must have.
+
+    Raises:
+        CheckpointError: if a tensor is missing, unknown or of another shape.
+    """
+    with torch.device("meta"):
+        wanted = {key: tensor.shape for key, tensor in CodecDecoder(config).state_dict().items()}
+    n_codebooks, *row_shape = wanted.pop("codebooks")
+    books = [f"quantizer.layers.{k}.codebook.embed" for k in range(n_codebooks)]
+    wanted |= dict.fromkeys(books, torch.Size(row_shape))
+
+    found: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        for theirs, ours in _RENAMES:
+            key = key.replace(theirs, ours)
+        if key in wanted or not _NOT_NEEDED.match(key):
+            found[key] = tensor
+    found = fold_weight_norm(found)
+
+    for problem, keys in (("lacks", wanted.keys() - found), ("cannot have", found.keys() - wanted)):
+        if keys:
+            raise CheckpointError(f"a codec of this shape {problem} {', '.join(sorted(keys)[:9])}")
+    for key, shape in wanted.items():
+        if found[key].shape != shape:
+            got = tuple(found[key].shape)
+            raise CheckpointError(f"the codec's {key} must have shape {tuple(shape)}, got {got}")
+    codebooks = torch.stack([found.pop(book).float() for book in books])  # (K, codebook_size, D)
+    return {"codebooks": codebooks, **{key: tensor.float() for key, tensor in found.items()}}
+
+
+def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state with each weight-norm pair made into one float32 `.weight` = v * g / |v|.
+
+    A pair is the length g and the direction v of every slice of dimension 0 (in transposed
+    convolutions too): `.weight_g` and `.weight_v`, or `.parametrizations.weight.original0` and `1`.
+
+    Raises:
+        CheckpointError: if one half of a pair is missing or the two do not fit each other.
+
+    Source: "Weight Normalization", arXiv 1602.07868, equation 2.
+    """
+    folded = dict(state)
+    for ends in _WEIGHT_NORM_PAIRS:
+        stems = {key.removesuffix(end) for key in state for end in ends if key.endswith(end)}
+        for stem in sorted(stems):
+            g, v = (folded.pop(stem + end, None) for end in ends)
+            if g is None or v is None:
+                raise CheckpointError(f"weight norm of {stem} needs both {ends[0]} and {ends[1]}")
+            if v.ndim < 2 or g.shape != (len(v), *[1] * (v.ndim - 1)):
+                shapes = f"g {tuple(g.shape)}, v {tuple(v.shape)}"
+                raise CheckpointError(f"weight norm of {stem} has shapes that do not fit: {shapes}")
+            norm = torch.linalg.vector_norm(v.float(), dim=tuple(range(1, v.ndim)), keepdim=True)
+            folded[f"{stem}.weight"] = v.float() * (g.float() / norm)
+    return folded

@@ -1,0 +1,374 @@
+"""Shapes, vocabularies and lengths of a Bark, as frozen dataclasses.
+
+Every number that a stage needs is a field here, under the name that the released `config.json` or
+`generation_config.json` gives it and with the released value as default, so that a smaller Bark
+with other lengths and another vocabulary runs through the same code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_type_hints
+
+STAGES = ("semantic", "coarse", "fine", "codec")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint, or the configuration inside one, that cannot be used; the text says why."""
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of one causal GPT."""
+
+    block_size: int = 1024  # positions
+    input_vocab_size: int = 10_048
+    output_vocab_size: int = 10_048
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    bias: bool = False  # in every Linear and, causal models only, every LayerNorm
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        if self.n_embd % self.n_head:
+            raise CheckpointError(
+                f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})"
+            )
+        if self.n_layer > 1000:
+            raise CheckpointError(f"n_layer is {self.n_layer}; expected at most 1000")
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.n_embd // self.n_head
+
+
+@dataclass(frozen=True)
+class FineGPTConfig(GPTConfig):
+    """Shape of the non-causal GPT that predicts codebook after codebook."""
+
+    input_vocab_size: int = 1056
+    output_vocab_size: int = 1056
+    n_codes_total: int = 8
+    n_codes_given: int = 1  # codebooks that have no head, because they are always given
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.input_vocab_size != self.output_vocab_size:
+            raise CheckpointError(
+                "the fine model's heads are its embeddings, so its input_vocab_size "
+                f"({self.input_vocab_size}) and output_vocab_size ({self.output_vocab_size}) "
+                "must be equal"
+            )
+        if not 1 <= self.n_codes_given < self.n_codes_total <= 64:
+            raise CheckpointError(
+                f"expected 1 <= n_codes_given < n_codes_total <= 64, got n_codes_given "
+                f"{self.n_codes_given} and n_codes_total {self.n_codes_total}"
+            )
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """Shape of the EnCodec decoder."""
+
+    sampling_rate: int = 24_000  # Hz
+    codebook_size: int = 1024
+    n_codebooks: int = 8  # the released codec has 32, of which Bark uses the first 8
+    hidden_size: int = 128  # channels of a codebook entry and of the latent
+    num_filters: int = 32  # channels before the last convolution
+    upsampling_ratios: tuple[int, ...] = (8, 5, 4, 2)
+    kernel_size: int = 7
+    last_kernel_size: int = 7
+    residual_kernel_size: int = 3
+    dilation_growth_rate: int = 2
+    num_residual_layers: int = 1
+    num_lstm_layers: int = 2
+    compress: int = 2  # how much narrower a residual block is inside
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        if not self.upsampling_ratios or any(not 1 <= r <= 1000 for r in self.upsampling_ratios):
+            raise CheckpointError(
+                f"upsampling_ratios must be whole numbers from 1 to 1000, "
+                f"got {self.upsampling_ratios}"
+            )
+        if max(self.num_residual_layers, self.num_lstm_layers, len(self.upsampling_ratios)) > 16:
+            raise CheckpointError("the codec has more than 16 layers of one kind")
+        if max(self.kernel_size, self.last_kernel_size, self.residual_kernel_size) > 1000:
+            raise CheckpointError("the codec has a kernel of more than 1000 taps")
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame of codes."""
+        return math.prod(self.upsampling_ratios)
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Token ids, prompt lengths and windows of the three token loops."""
+
+    # text -> semantic
+    semantic_vocab_size: int = 10_000
+    semantic_rate_hz: float = 49.9
+    semantic_pad_token: int = 10_000  # pads the history block; as an output it ends the utterance
+    semantic_infer_token: int = 129_599
+    text_encoding_offset: int = 10_048  # text id t enters the model as t + offset
+    text_pad_token: int = 129_595
+    max_input_semantic_length: int = 256  # ids in the text block, and in the history block
+    max_new_tokens: int = 768
+    # semantic -> coarse
+    codebook_size: int = 1024
+    n_coarse_codebooks: int = 2
+    coarse_rate_hz: float = 75  # frames of codes per second
+    coarse_semantic_pad_token: int = 12_048
+    coarse_infer_token: int = 12_050
+    max_coarse_input_length: int = 256  # semantic ids in front of a window
+    max_coarse_history: int = 630  # coarse ids in front of a window
+    sliding_window_len: int = 60  # coarse ids made per window
+    # coarse -> fine
+    n_fine_codebooks: int = 8
+    max_fine_history_length: int = 512  # frames of a voice; also the hop between two buffers
+    max_fine_input_length: int = 1024  # frames in a buffer
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+
+    @property
+    def semantic_to_coarse_ratio(self) -> float:
+        """Coarse ids per semantic id, all coarse codebooks counted (3.006 in the released Bark)."""
+        return self.coarse_rate_hz / self.semantic_rate_hz * self.n_coarse_codebooks
+
+
+@dataclass(frozen=True)
+class BarkConfig:
+    """Everything that tells one Bark from another, checked to fit together."""
+
+    semantic: GPTConfig = field(default_factory=lambda: GPTConfig(input_vocab_size=129_600))
+    coarse: GPTConfig = field(
+        default_factory=lambda: GPTConfig(input_vocab_size=12_096, output_vocab_size=12_096)
+    )
+    fine: FineGPTConfig = field(default_factory=FineGPTConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def __post_init__(self) -> None:
+        g, codec = self.generation, self.codec
+        semantic_end = g.semantic_vocab_size + g.n_coarse_codebooks * g.codebook_size
+        expectations = [
+            (
+                g.semantic_pad_token == g.semantic_vocab_size < self.semantic.output_vocab_size,
+                "semantic_pad_token must be semantic_vocab_size, and an output of the model",
+            ),
+            (
+                max(g.semantic_infer_token, g.text_pad_token, g.text_encoding_offset)
+                < self.semantic.input_vocab_size,
+                "text and infer ids must lie in the semantic model's input vocabulary",
+            ),
+            (
+                g.max_input_semantic_length + g.max_new_tokens <= self.semantic.block_size,
+                "max_input_semantic_length + max_new_tokens must fit the semantic block_size",
+            ),
+            (
+                semantic_end <= min(self.coarse.input_vocab_size, self.coarse.output_vocab_size)
+                and max(g.coarse_semantic_pad_token, g.coarse_infer_token)
+                < self.coarse.input_vocab_size,
+                "semantic ids, coarse codes and the special ids must fit the coarse vocabularies",
+            ),
+            (
+                g.max_coarse_input_length + g.max_coarse_history + g.sliding_window_len
+                <= self.coarse.block_size,
+                "max_coarse_input_length + max_coarse_history + sliding_window_len must fit the "
+                "coarse block_size",
+            ),
+            (
+                g.n_coarse_codebooks <= g.max_coarse_history
+                and g.codebook_size < self.fine.input_vocab_size,
+                "the fine vocabulary must hold codebook_size codes and a pad",
+            ),
+            (
+                g.max_fine_history_length < g.max_fine_input_length <= self.fine.block_size,
+                "max_fine_history_length < max_fine_input_length <= fine block_size must hold",
+            ),
+            (
+                self.fine.n_codes_given <= g.n_coarse_codebooks < g.n_fine_codebooks,
+                "n_codes_given <= n_coarse_codebooks < n_fine_codebooks must hold",
+            ),
+            (
+                g.n_fine_codebooks == self.fine.n_codes_total == codec.n_codebooks
+                and g.codebook_size == codec.codebook_size,
+                "fine model and codec must have the same codebooks",
+            ),
+            (
+                abs(codec.sampling_rate / codec.hop_length - g.coarse_rate_hz) < 1e-6,
+                "sampling_rate / product of upsampling_ratios must be coarse_rate_hz",
+            ),
+        ]
+        for holds, rule in expectations:
+            if not holds:
+                raise CheckpointError(f"this Bark configuration does not fit together: {rule}")
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested plain values, ready for JSON; `from_dict` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: object) -> BarkConfig:
+        """A config from `to_dict`'s output.
+
+        Raises:
+            CheckpointError: a section or field is missing, unknown, of a wrong type or range.
+        """
+        parts = _expect_mapping(data, "config")
+        sections = get_type_hints(cls)
+        if set(parts) != set(sections):
+            raise CheckpointError(
+                f"config must have the sections {sorted(sections)}, got {sorted(map(str, parts))}"
+            )
+        return cls(**{name: from_fields(sections[name], parts[name], name) for name in sections})
+
+    @classmethod
+    def from_hf(cls, config: object, generation: object) -> BarkConfig:
+        """A config from the released Hugging Face `config.json` and `generation_config.json`.
+
+        Args:
+            config: parsed `config.json` with `semantic_config`, `coarse_acoustics_config`,
+                `fine_acoustics_config` and `codec_config`.
+            generation: parsed `generation_config.json`; fields that it lacks keep the released
+                value, and None stands for a file that is not there.
+
+        Raises:
+            CheckpointError: not a Bark configuration, or one that does not fit together.
+        """
+        top = _expect_mapping(config, "config.json")
+        parts = {"semantic": "semantic_config", "coarse": "coarse_acoustics_config"}
+        parts |= {"fine": "fine_acoustics_config", "codec": "codec_config"}
+        missing = [part for part in parts.values() if part not in top]
+        if missing:
+            kind = top.get("model_type", "unknown")
+            raise CheckpointError(
+                f"config.json (model_type {kind!r}) is not a Bark's: it lacks {', '.join(missing)}"
+            )
+        section = {stage: _expect_mapping(top[part], part) for stage, part in parts.items()}
+        gen = _expect_mapping({} if generation is None else generation, "generation_config.json")
+        numbers = dict(gen)
+        for part in parts.values():
+            numbers |= _expect_mapping(gen.get(part, {}), f"generation_config.json {part}")
+        if isinstance(numbers.get("eos_token_id"), int):
+            numbers.setdefault("semantic_pad_token", numbers["eos_token_id"])
+        general = _known_fields(GenerationConfig, numbers)
+        fine = gpt_fields_from_hf(section["fine"])
+        codec = _known_fields(CodecConfig, section["codec"])
+        codec["n_codebooks"] = numbers.get("n_fine_codebooks", 8)
+        return cls(
+            semantic=from_fields(
+                GPTConfig, gpt_fields_from_hf(section["semantic"]), "semantic_config", True
+            ),
+            coarse=from_fields(
+                GPTConfig, gpt_fields_from_hf(section["coarse"]), "coarse_acoustics_config", True
+            ),
+            fine=from_fields(FineGPTConfig, fine, "fine_acoustics_config", True),
+            codec=from_fields(CodecConfig, codec, "codec_config", True),
+            generation=from_fields(GenerationConfig, general, "generation_config.json", True),
+        )
+
+
+_HF_NAMES = {"num_layers": "n_layer", "num_heads": "n_head", "hidden_size": "n_embd"}
+_C = TypeVar("_C")
+
+
+def gpt_fields_from_hf(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a (Fine)GPTConfig that a Hugging Face sub-model section names."""
+    # The class behind the released files has bias=True where the file is silent.
+    renamed = {"bias": True} | {_HF_NAMES.get(key, key): section[key] for key in section}
+    return _known_fields(FineGPTConfig, renamed)
+
+
+def from_fields(cls: type[_C], data: object, where: str, partial: bool = False) -> _C:
+    """A config dataclass from untrusted key-value pairs, types checked.
+
+    Args:
+        cls: the dataclass to make.
+        data: its fields by name.
+        where: what to call this section in an error.
+        partial: True lets missing fields keep their defaults and drops unknown ones.
+
+    Raises:
+        CheckpointError: a field is missing, unknown or of a wrong type, or a value is out of range.
+    """
+    given, hints = dict(_expect_mapping(data, where)), get_type_hints(cls)
+    if partial:
+        given = {name: value for name, value in given.items() if name in hints}
+    elif set(given) != set(hints):
+        odd = ", ".join(sorted(map(str, set(given) ^ set(hints))))
+        raise CheckpointError(f"{where}: missing or unknown fields: {odd}")
+    for name, value in given.items():
+        hint = hints[name]
+        if hint == tuple[int, ...]:
+            ok = isinstance(value, (list, tuple)) and all(type(v) is int for v in value)
+            given[name] = tuple(value) if ok else value
+        elif hint is float:
+            ok = type(value) in (int, float)
+        else:
+            ok = type(value) is hint
+        if not ok:
+            raise CheckpointError(
+                f"{where}: {name} must be {getattr(hint, '__name__', hint)}, got {value!r:.80}"
+            )
+    try:
+        return cls(**given)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+
+
+def _known_fields(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: data[name] for name in get_type_hints(cls) if name in data}
+
+
+def _expect_mapping(data: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise CheckpointError(f"{where} must be a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _check_numbers(config: Any) -> None:
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if type(value) in (int, float) and not 0 < value <= 10_000_000:
+            raise CheckpointError(f"{item.name} must be in (0, 10,000,000], got {value}")
+
+
+def _large(config: _C) -> _C:
+    return dataclasses.replace(config, n_layer=24, n_head=16, n_embd=1024)  # type: ignore[type-var]
+
+
+def preset(name: str) -> BarkConfig:
+    """The configuration of a released size, or of the small random model used for trials.
+
+    Args:
+        name: `"small"` (suno/bark-small), `"large"` (suno/bark) or `"random"`: the released
+            vocabularies and windows in two narrow layers.
+    """
+    small = BarkConfig()
+    if name == "small":
+        return small
+    if name == "large":
+        return dataclasses.replace(
+            small,
+            semantic=_large(small.semantic),
+            coarse=_large(small.coarse),
+            fine=_large(small.fine),
+        )
+    if name == "random":
+        size: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32}
+        return dataclasses.replace(
+            small,
+            semantic=dataclasses.replace(small.semantic, **size),
+            coarse=dataclasses.replace(small.coarse, **size),
+            fine=dataclasses.replace(small.fine, **size),
+            codec=dataclasses.replace(small.codec, num_filters=4, hidden_size=32),
+        )
+    raise ValueError(f"unknown preset {name!r}; expected 'small', 'large' or 'random'")

@@ -1,0 +1,66 @@
+"""Reading what may be hostile and writing so that nothing is lost or half written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .config import CheckpointError
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary place beside `path` that becomes `path` once the block has succeeded.
+
+    Works for a file and for a directory that is not there yet. After an error or Ctrl-C the
+    temporary place is gone and whatever was at `path` is untouched. Devices and pipes are written
+    in place.
+    """
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"the folder {target.parent} does not exist; create it first")
+    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def inside(name: object, where: str) -> str:
+    """`name` if it is a relative path that stays in its folder.
+
+    Raises:
+        CheckpointError: absolute, with `..`, a drive or a backslash, or not a string.
+    """
+    if isinstance(name, str) and name and not set(name) & {"\\", "\0", ":"}:
+        path = PurePosixPath(name)
+        if not path.is_absolute() and ".." not in path.parts:
+            return name
+    raise CheckpointError(
+        f"{where} names a file outside its folder, which is refused: {name!r:.80}"
+    )
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file.
+
+    Raises:
+        CheckpointError: not UTF-8 JSON; the text names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}); fetch it again") from error

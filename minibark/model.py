@@ -1,0 +1,326 @@
+"""The two transformers of Bark: a causal GPT (text, coarse) and a non-causal GPT (fine).
+
+`GPT.forward`, which looks at a whole sequence and caches nothing, is the specification; `prefill`
+and `decode_one` compute the same logits position by position over a `KVCache`. Parameter names are
+those of the released Suno checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import ops
+from .config import FineGPTConfig, GPTConfig
+
+
+class KVCache:
+    """Keys and values of the positions seen so far: one pair of buffers per layer.
+
+    Rows are independent utterances, each filled up to its own `lengths[b]`.
+    """
+
+    def __init__(
+        self, config: GPTConfig, batch_size: int, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (batch_size, config.n_head, config.block_size, config.head_size)
+        self.k = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.v = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.lengths = [0] * batch_size
+
+    def prefill(self, layer: int, row: int, k: Tensor, v: Tensor) -> None:
+        """Write a whole prompt's k and v, (1, H, T, D) each, at the start of one row."""
+        self.k[layer][row, :, : k.shape[2]] = k[0]
+        self.v[layer][row, :, : v.shape[2]] = v[0]
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """Write one new position per row; k and v are (B, H, 1, D).
+
+        Returns:
+            The layer's buffers (B, H, block_size, D) and how much of each row they now hold.
+        """
+        k_buffer, v_buffer = self.k[layer], self.v[layer]
+        for row, length in enumerate(self.lengths):
+            k_buffer[row, :, length] = k[row, :, 0]
+            v_buffer[row, :, length] = v[row, :, 0]
+        return k_buffer, v_buffer, [length + 1 for length in self.lengths]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, causal or not."""
+
+    def __init__(self, config: GPTConfig, causal: bool) -> None:
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.n_head = config.n_head
+        self.causal = causal
+
+    def forward(
+        self, x: Tensor, cache: KVCache | None = None, layer: int = 0, row: int | None = None
+    ) -> Tensor:
+        """Mix positions of x (B, T, C); with a cache, fill one row of it or decode all its rows."""
+        q, k, v = (
+            part.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, H, T, D)
+            for part in self.c_attn(x).chunk(3, dim=-1)
+        )
+        if cache is not None and row is None:
+            y = ops.decode_attention(q, *cache.append(layer, k, v))
+        else:
+            if cache is not None and row is not None:
+                cache.prefill(layer, row, k, v)
+            y = ops.attention(q, k, v, causal=self.causal)
+        out: Tensor = self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+        return out
+
+
+class MLP(nn.Module):
+    """Position-wise feed-forward layer, four times as wide inside, with the exact (erf) GELU."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform x (B, T, C) position by position."""
+        out: Tensor = self.c_proj(F.gelu(self.c_fc(x)))
+        return out
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, config: GPTConfig, *, causal: bool, norm_bias: bool) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=norm_bias)
+        self.attn = SelfAttention(config, causal)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=norm_bias)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, cache: KVCache | None = None, layer: int = 0, row: int | None = None
+    ) -> Tensor:
+        """Transform x (B, T, C)."""
+        x = x + self.attn(self.ln_1(x), cache, layer, row)
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+
+class Transformer(nn.Module):
+    """What both models share: positions, blocks and the final LayerNorm."""
+
+    wte: nn.Embedding  # the causal model's token table
+    wtes: nn.ModuleList  # the fine model's, one per codebook
+
+    def __init__(self, config: GPTConfig, *, causal: bool, norm_bias: bool) -> None:
+        super().__init__()
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(
+            Block(config, causal=causal, norm_bias=norm_bias) for _ in range(config.n_layer)
+        )
+        self.ln_f = nn.LayerNorm(config.n_embd, bias=norm_bias)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None, row: int | None = None) -> Tensor:
+        """Blocks over embedded tokens x (B, T, C), which start at position 0."""
+        length, block_size = x.shape[1], self.wpe.num_embeddings
+        if length > block_size:
+            raise ValueError(f"{length} positions do not fit the model's block_size {block_size}")
+        return self.blocks(x + self.wpe.weight[:length], cache, row)
+
+    def blocks(self, x: Tensor, cache: KVCache | None = None, row: int | None = None) -> Tensor:
+        """All blocks over x (B, T, C), positions already added."""
+        for layer, block in enumerate(self.h):
+            x = block(x, cache, layer, row)
+        return x
+
+
+class GPT(nn.Module):
+    """Causal transformer over token ids, used for text -> semantic and semantic -> coarse.
+
+    Source: suno-ai/bark, bark/model.py; Radford et al. 2019 (GPT-2), pre-norm blocks.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config, causal=True, norm_bias=config.bias)
+        self.transformer.wte = nn.Embedding(config.input_vocab_size, config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.output_vocab_size, bias=False)
+        self.apply(_init_weights)
+
+    def forward(self, tokens: Tensor, n_merged: int = 0) -> Tensor:
+        """Logits at every position, from the whole sequence at once.
+
+        Args:
+            tokens: (B, T) int64 in [0, input_vocab_size).
+            n_merged: the first `2 * n_merged` ids are two blocks whose embeddings are added, so
+                that they take `n_merged` positions.
+
+        Returns:
+            (B, T - n_merged, output_vocab_size) float32; the last position predicts the next id.
+        """
+        return self._logits(self.transformer(self._embed(tokens, n_merged)), slice(None))
+
+    def prefill(
+        self, tokens: Tensor, cache: KVCache, row: int, *, n_merged: int = 0, head: slice
+    ) -> Tensor:
+        """Fill one row of the cache from a prompt and give the logits that follow it.
+
+        Args:
+            tokens: (T,) int64, the prompt.
+            cache: its row `row` is overwritten from position 0.
+            row: which row.
+            n_merged: as in `forward`.
+            head: the output ids wanted.
+
+        Returns:
+            (V,) float32 logits of the ids in `head`.
+        """
+        x = self.transformer(self._embed(tokens[None], n_merged), cache, row)
+        cache.lengths[row] = x.shape[1]
+        return self._logits(x[0, -1], head)
+
+    def decode_one(self, tokens: Tensor, cache: KVCache, *, head: slice) -> Tensor:
+        """Append one token to every row of the cache and give the logits that follow.
+
+        Args:
+            tokens: (B,) int64, the newest token of each row.
+            cache: every row grows by one position.
+            head: the output ids wanted.
+
+        Returns:
+            (B, V) float32 logits of the ids in `head`.
+        """
+        if max(cache.lengths) >= self.config.block_size:
+            raise ValueError(f"the cache is full at {self.config.block_size} positions")
+        positions = torch.tensor(cache.lengths, device=tokens.device)
+        x = self.transformer.wte(tokens) + self.transformer.wpe(positions)
+        x = self.transformer.blocks(x[:, None], cache)
+        cache.lengths = [length + 1 for length in cache.lengths]
+        return self._logits(x[:, 0], head)
+
+    def _embed(self, tokens: Tensor, n_merged: int) -> Tensor:
+        x: Tensor = self.transformer.wte(tokens)  # (B, T, C)
+        if n_merged:
+            merged = x[:, :n_merged] + x[:, n_merged : 2 * n_merged]
+            x = torch.cat((merged, x[:, 2 * n_merged :]), dim=1)
+        return x
+
+    def _logits(self, x: Tensor, head: slice) -> Tensor:
+        return F.linear(self.transformer.ln_f(x), self.lm_head.weight[head]).float()
+
+
+class FineGPT(nn.Module):
+    """Non-causal transformer that predicts one codebook of all frames from the ones below it.
+
+    A codebook's head is an embedding table (with one given codebook, as released, its own), so the
+    released `lm_heads` are not parameters of their own here.
+
+    Source: suno-ai/bark, bark/model_fine.py.
+    """
+
+    def __init__(self, config: FineGPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config, causal=False, norm_bias=True)
+        self.transformer.wtes = nn.ModuleList(
+            nn.Embedding(config.input_vocab_size, config.n_embd)
+            for _ in range(config.n_codes_total)
+        )
+        self.apply(_init_weights)
+
+    def forward(self, codes: Tensor, codebook: int, start: int = 0) -> Tensor:
+        """Logits of one codebook, given all codebooks below it and its own present values.
+
+        Args:
+            codes: (B, T, n_codes_total) int64 in [0, input_vocab_size).
+            codebook: the one to predict, in [n_codes_given, n_codes_total).
+            start: first frame whose logits are wanted; all frames are attended to.
+
+        Returns:
+            (B, T - start, output_vocab_size) float32.
+        """
+        config, tables = self.config, self.transformer.wtes
+        if not config.n_codes_given <= codebook < config.n_codes_total:
+            raise ValueError(
+                f"codebook must be in [{config.n_codes_given}, {config.n_codes_total}), "
+                f"got {codebook}"
+            )
+        # The codebook's own values are part of its input, as in the reference: pads or, in frames
+        # that an earlier buffer filled, the earlier prediction.
+        x = tables[0](codes[:, :, 0])  # (B, T, C)
+        for k in range(1, codebook + 1):
+            x = x + tables[k](codes[:, :, k])
+        x = self.transformer.ln_f(self.transformer(x)[:, start:])
+        head = next(tables[codebook - config.n_codes_given + 1].parameters())
+        return F.linear(x, head).float()
+
+
+class Decoder(Protocol):
+    """What a token loop needs of a model; every fast path implements this one contract."""
+
+    def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
+        """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
+
+    def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
+        """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
+
+
+class CachedDecoder:
+    """Decodes over a `KVCache`: work per step grows with the past only in attention."""
+
+    def __init__(self, model: GPT, n_merged: int = 0) -> None:
+        self.model = model
+        self.n_merged = n_merged
+        self.cache: KVCache | None = None
+
+    def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
+        """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
+        if self.cache is None or len(self.cache.lengths) != len(prompts):
+            weight = self.model.lm_head.weight
+            self.cache = KVCache(
+                self.model.config, len(prompts), device=weight.device, dtype=weight.dtype
+            )
+        rows = [
+            self.model.prefill(prompt, self.cache, row, n_merged=self.n_merged, head=head)
+            for row, prompt in enumerate(prompts)
+        ]
+        return torch.stack(rows)
+
+    def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
+        """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
+        if self.cache is None:
+            raise ValueError("decode_one needs a prefill first")
+        return self.model.decode_one(tokens, self.cache, head=head)
+
+
+class UncachedDecoder:
+    """Computes every step from the whole sequence: slow, and the specification of the others."""
+
+    def __init__(self, model: GPT, n_merged: int = 0) -> None:
+        self.model = model
+        self.n_merged = n_merged
+        self.sequences: list[Tensor] = []
+
+    def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
+        """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
+        self.sequences = list(prompts)
+        rows = [self.model(tokens[None], self.n_merged)[0, -1, head] for tokens in self.sequences]
+        return torch.stack(rows)
+
+    def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
+        """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
+        grown = [torch.cat((s, t[None])) for s, t in zip(self.sequences, tokens, strict=True)]
+        return self.prefill(grown, head)
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

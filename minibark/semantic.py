@@ -1,0 +1,136 @@
+"""Text ids -> semantic tokens, the first of Bark's four stages.
+
+The prompt of one utterance, with the released lengths:
+
+    ids        0 ......... 255 | 256 ........ 511 | 512
+               text, padded    | voice, padded    | infer
+    positions  0 .................... 255         | 256   <- the two blocks' embeddings are added
+
+Pads are real inputs: no attention mask hides them, in training or here.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import GenerationConfig
+from .model import GPT, CachedDecoder, Decoder
+from .sampling import OnStep, Sampling, check_finite, choose, probabilities
+
+
+def semantic_prompt(text: Tensor, history: Tensor | None, config: GenerationConfig) -> Tensor:
+    """The ids that the text model sees before its first step.
+
+    Args:
+        text: (n,) int64 ids of the tokenizer, cut to `max_input_semantic_length` with a warning.
+        history: (S,) int64 semantic tokens of a voice, of which the last ones are used; or None.
+        config: lengths and special ids.
+
+    Returns:
+        (2 * max_input_semantic_length + 1,) int64.
+
+    Source: suno-ai/bark, bark/generation.py, generate_text_semantic.
+    """
+    length = config.max_input_semantic_length
+    if len(text) > length:
+        warnings.warn(
+            f"the text has {len(text)} tokens, Bark reads {length}: the last {len(text) - length} "
+            f"({100 * (len(text) - length) / len(text):.0f} %) are not spoken. Split long texts "
+            "into sentences and generate them one by one with the same voice (long form).",
+            stacklevel=2,
+        )
+    text = text[:length] + config.text_encoding_offset
+    history = text[:0] if history is None else history[-length:]
+    blocks = (
+        F.pad(text, (0, length - len(text)), value=config.text_pad_token),
+        F.pad(history, (0, length - len(history)), value=config.semantic_pad_token),
+        text.new_tensor([config.semantic_infer_token]),
+    )
+    return torch.cat(blocks)
+
+
+def max_semantic_steps(config: GenerationConfig, max_duration_s: float | None) -> int:
+    """How many tokens one utterance may have.
+
+    The reference tests a limit after it has kept the token that passes it, so the result lasts at
+    least `max_duration_s`, by one token at most.
+    """
+    duration_s = 0.0
+    for step in range(1, config.max_new_tokens):
+        duration_s += 1 / config.semantic_rate_hz  # summed, not multiplied: the same rounding
+        if max_duration_s is not None and duration_s > max_duration_s:
+            return step
+    return config.max_new_tokens
+
+
+@torch.inference_mode()
+def generate_semantic(
+    model: GPT,
+    prompts: Sequence[Tensor],
+    config: GenerationConfig,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator | None],
+    *,
+    min_eos_p: float | None = 0.2,
+    max_duration_s: float | None = None,
+    allow_early_stop: bool = True,
+    on_step: OnStep | None = None,
+    decoder: Callable[[GPT, int], Decoder] = CachedDecoder,
+) -> list[Tensor]:
+    """Semantic tokens of a batch of utterances.
+
+    A row ends when the end token (`semantic_pad_token`) is drawn or, whatever was drawn, when its
+    probability is at least `min_eos_p`; the draw comes first.
+
+    Args:
+        model: the text model.
+        prompts: B prompts from `semantic_prompt`.
+        config: lengths and special ids.
+        sampling: how tokens are chosen.
+        generators: B random streams.
+        min_eos_p: probability of the end token that ends a row; None leaves it to the draw.
+        max_duration_s: limit in seconds of audio; None is the model's own (`max_new_tokens`).
+        allow_early_stop: False takes the end token away: every row runs to its limit.
+        on_step: told of progress.
+        decoder: which implementation of the loop contract to run on.
+
+    Returns:
+        B tensors (S_b,) int64 in [0, semantic_vocab_size), on the CPU; S_b may be 0.
+
+    Source: suno-ai/bark, bark/generation.py, generate_text_semantic.
+    """
+    device = model.lm_head.weight.device
+    decode = decoder(model, config.max_input_semantic_length)
+    end = config.semantic_vocab_size
+    least_end_p = math.inf if min_eos_p is None else min_eos_p
+    head = slice(0, end + allow_early_stop)
+    n_steps = max_semantic_steps(config, max_duration_s)
+    rows: list[list[int]] = [[] for _ in prompts]
+    running = set(range(len(rows)))
+    logits = decode.prefill([prompt.to(device) for prompt in prompts], head)
+    check_finite(logits, "semantic")
+    for step in range(n_steps):
+        probs = probabilities(logits, sampling)
+        tokens = torch.zeros(len(rows), dtype=torch.int64, device=device)
+        for row in running:
+            tokens[row] = choose(probs[row], sampling, generators[row])
+        ends = ((tokens == end) | (probs[:, -1] >= least_end_p)) & allow_early_stop
+        for row, (token, ended) in enumerate(zip(tokens.tolist(), ends.tolist(), strict=True)):
+            if ended:
+                running.discard(row)
+            elif row in running:
+                rows[row].append(token)
+        if not running or step == n_steps - 1:
+            break
+        if on_step:
+            on_step("semantic", step + 1, n_steps)
+        logits = decode.decode_one(tokens, head)
+    if on_step:
+        on_step("semantic", step + 1, step + 1)
+    return [torch.tensor(row, dtype=torch.int64) for row in rows]

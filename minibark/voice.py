@@ -1,0 +1,245 @@
+"""Voices: the token triples that tell Bark how to sound.
+
+An output of Bark is a valid voice. The file format is Suno's: an `.npz` with the arrays
+`semantic_prompt`, `coarse_prompt` and `fine_prompt`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.lib import format as npy_format
+from torch import Tensor
+
+from .config import GenerationConfig
+from .files import inside, read_json, replacing
+
+_PARTS = ("semantic", "coarse", "fine")
+_MAX_BYTES = 1 << 26
+_MAX_ELEMENTS = 1 << 22
+
+
+class VoiceError(ValueError):
+    """A voice that cannot be used; the text says which array and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Voice:
+    """Three token streams of the same stretch of speech.
+
+    Attributes:
+        semantic: (S,) int64 in [0, 10_000), 49.9 Hz.
+        coarse: (2, T) int64 codes in [0, 1024), 75 Hz.
+        fine: (8, T) int64 codes in [0, 1024), 75 Hz.
+    """
+
+    semantic: Tensor
+    coarse: Tensor
+    fine: Tensor
+
+    def check(self, config: GenerationConfig) -> Voice:
+        """This voice, if a model with this configuration can use it.
+
+        Raises:
+            VoiceError: a wrong shape or range, or streams whose lengths do not match.
+
+        Source: suno-ai/bark, bark/generation.py, the assertions of generate_coarse.
+        """
+        expected = {
+            "semantic": ((None,), config.semantic_vocab_size),
+            "coarse": ((config.n_coarse_codebooks, None), config.codebook_size),
+            "fine": ((config.n_fine_codebooks, None), config.codebook_size),
+        }
+        for part, (shape, end) in expected.items():
+            tokens: Tensor = getattr(self, part)
+            fits = tokens.ndim == len(shape) and shape[0] in (None, tokens.shape[0])
+            if not fits or tokens.shape[-1] == 0:
+                wanted = str(shape).replace("None", "n >= 1")
+                raise VoiceError(
+                    f"{part}_prompt must have shape {wanted}, got {tuple(tokens.shape)}"
+                )
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= end:
+                raise VoiceError(f"{part}_prompt must hold ids in [0, {end}), got {low} to {high}")
+        n_semantic, n_coarse, n_fine = (getattr(self, part).shape[-1] for part in _PARTS)
+        ratio = config.coarse_rate_hz / config.semantic_rate_hz
+        if round(n_coarse / n_semantic, 1) != round(ratio, 1) or n_coarse != n_fine:
+            raise VoiceError(
+                f"the lengths do not match: {n_semantic} semantic tokens, {n_coarse} coarse and "
+                f"{n_fine} fine frames; coarse and fine must be equal, and {ratio:.3f} times "
+                "semantic to one decimal"
+            )
+        return self
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> Voice:
+        """A voice from Suno's dictionary (`semantic_prompt`, `coarse_prompt`, `fine_prompt`).
+
+        Raises:
+            VoiceError: an array is missing or does not hold whole numbers.
+        """
+        parts = {}
+        for part in _PARTS:
+            name = f"{part}_prompt"
+            if name not in arrays:
+                raise VoiceError(f"{name} is missing; a voice needs it beside the other two arrays")
+            array = np.asarray(arrays[name])
+            if array.dtype.kind not in "iu":
+                raise VoiceError(f"{name} must hold whole numbers, got dtype {array.dtype}")
+            parts[part] = torch.from_numpy(array.astype(np.int64))
+        return cls(**parts)
+
+    def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Suno's dictionary, the inverse of `from_arrays`."""
+        return {f"{part}_prompt": getattr(self, part).cpu().numpy() for part in _PARTS}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Voice:
+        """A voice from an `.npz` file. Nothing in the file is executed (no pickles).
+
+        Raises:
+            FileNotFoundError: no such file.
+            VoiceError: not a voice, damaged, or with an array that is missing or misshapen.
+        """
+        return cls._load({"": Path(path)})
+
+    @classmethod
+    def _load(cls, paths: Mapping[str, Path]) -> Voice:
+        """A voice from one `.npz` (key "") or from one `.npy` per part."""
+        arrays: dict[str, Any] = {}
+        for part, path in paths.items():
+            if not path.is_file():
+                raise FileNotFoundError(f"no voice file at {path}")
+            if path.stat().st_size > _MAX_BYTES:
+                raise VoiceError(f"{path} is larger than {_MAX_BYTES >> 20} MiB: not a voice")
+            data = io.BytesIO(path.read_bytes())
+            try:
+                # Parsers of hostile bytes raise nearly anything.
+                arrays |= {f"{part}_prompt": _read_npy(data)} if part else _read_npz(data)
+            except Exception as error:
+                raise VoiceError(f"{path} is not a readable voice: {error}") from error
+        try:
+            return cls.from_arrays(arrays)
+        except VoiceError as error:
+            raise VoiceError(f"{', '.join(map(str, paths.values()))}: {error}") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an `.npz` that suno/bark and minibark read.
+
+        Raises:
+            ValueError: the name does not end in `.npz`.
+            OSError: the place cannot be written; what was there before is untouched.
+        """
+        if Path(path).suffix != ".npz":
+            raise ValueError(f"a voice file must end in .npz, got {os.fspath(path)!r}")
+        with replacing(path) as part, part.open("wb") as file:
+            np.savez(file, **self.to_arrays())  # type: ignore[arg-type]
+
+
+class Voices:
+    """The voices that come with a checkpoint, by name; files are fetched when a voice is used."""
+
+    def __init__(
+        self, files: Mapping[str, Mapping[str, str]], fetch: Callable[[str], Path]
+    ) -> None:
+        self._files = dict(files)
+        self._fetch = fetch
+
+    @classmethod
+    def from_directory(cls, root: str | os.PathLike[str]) -> Voices:
+        """All `.npz` files under a directory, named by their path without the suffix."""
+        base = Path(root)
+        names = [path.relative_to(base) for path in sorted(base.rglob("*.npz"))]
+        files = {name.with_suffix("").as_posix(): {"": name.as_posix()} for name in names}
+        return cls(files, lambda name: base / name)
+
+    @classmethod
+    def from_index(cls, index: Path, fetch: Callable[[str], Path]) -> Voices:
+        """The voices of a Hugging Face `speaker_embeddings_path.json`.
+
+        Args:
+            index: the file: name -> {"semantic_prompt": path, "coarse_prompt": path, ...}.
+            fetch: gives the local file for a path of the index.
+
+        Raises:
+            CheckpointError: not JSON, or a path that leaves the checkpoint's folder.
+            VoiceError: an entry without the three paths.
+        """
+        entries = read_json(index)
+        if not isinstance(entries, dict):
+            raise VoiceError(f"{index} must hold a JSON object of voices")
+        files = {}
+        for name, entry in entries.items():
+            if name == "repo_or_path":
+                continue
+            if not isinstance(entry, dict) or not {f"{part}_prompt" for part in _PARTS} <= set(
+                entry
+            ):
+                raise VoiceError(f"{index}: voice {name!r:.80} lacks one of its three arrays")
+            files[name] = {part: inside(entry[f"{part}_prompt"], str(index)) for part in _PARTS}
+        return cls(files, fetch)
+
+    def __iter__(self) -> Any:
+        return iter(sorted(self._files))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def load(self, name: str) -> Voice:
+        """The voice of that name.
+
+        Raises:
+            VoiceError: no such name (near ones are suggested), or its files are not a voice.
+            FileNotFoundError: the index names a file that is not there.
+        """
+        if name not in self._files:
+            near = difflib.get_close_matches(name, self._files, n=3, cutoff=0.5)
+            hint = f"; near names: {', '.join(near)}" if near else ""
+            have = (
+                f"has {len(self)} voices ('minibark voices' lists them)"
+                if self._files
+                else ("comes with no voices")
+            )
+            raise VoiceError(
+                f"no voice {name!r}: this checkpoint {have}{hint}. A path to an .npz file works too"
+            )
+        return Voice._load({part: self._fetch(path) for part, path in self._files[name].items()})
+
+
+def _read_npy(file: BinaryIO) -> np.ndarray[Any, Any]:
+    start = file.tell()
+    version = npy_format.read_magic(file)
+    read = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+    if version not in read:
+        raise ValueError(f"unknown .npy version {version}")
+    shape, _, dtype = read[version](file)
+    if dtype.kind not in "iu":
+        raise ValueError(f"expected whole numbers, got dtype {dtype}")
+    if np.prod(shape, dtype=float) > _MAX_ELEMENTS:
+        raise ValueError(f"shape {shape} is too large for a voice")
+    file.seek(start)
+    return npy_format.read_array(file, allow_pickle=False)
+
+
+def _read_npz(file: BinaryIO) -> dict[str, np.ndarray[Any, Any]]:
+    arrays = {}
+    with zipfile.ZipFile(file) as archive:
+        members = set(archive.namelist())
+        for part in _PARTS:
+            member = f"{part}_prompt.npy"
+            if member in members:
+                with archive.open(member) as stream:
+                    arrays[f"{part}_prompt"] = _read_npy(io.BytesIO(stream.read(_MAX_BYTES)))
+    return arrays
