@@ -369,7 +369,9 @@ class Bark:
         codes = _ids(fine, "fine", 2, g.codebook_size)
         if len(codes) != g.n_fine_codebooks:
             raise ValueError(f"fine must be ({g.n_fine_codebooks}, T), got {tuple(codes.shape)}")
-        with self._stage("codec") as codec, torch.inference_mode():
+        # cuDNN would round convolutions to TF32 by default.
+        exact = torch.backends.cudnn.flags(allow_tf32=False)
+        with self._stage("codec") as codec, torch.inference_mode(), exact:
             audio: Tensor = codec(codes[None].to(self.device))[0]
             return audio.cpu().numpy()
 

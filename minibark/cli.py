@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import sys
 import time
@@ -40,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = _parser()
     args = parser.parse_args(argv)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if args.quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _tell(f"warning: {message}")
         warnings.simplefilter("always", UserWarning)
@@ -214,10 +218,6 @@ def _bark(args: argparse.Namespace) -> Any:
     from .bark import Bark
     from .config import preset
 
-    if args.quiet:
-        from huggingface_hub.utils import disable_progress_bars
-
-        disable_progress_bars()
     running = {"device": args.device, "precision": args.precision, "offload": args.offload}
     if args.model == "random":
         if not args.quiet:

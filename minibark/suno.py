@@ -12,7 +12,6 @@ Source: suno-ai/bark, bark/api.py and bark/generation.py.
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 import numpy as np

@@ -16,7 +16,7 @@ import logging
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,13 @@ from .config import (
     CheckpointError,
     CodecConfig,
     FineGPTConfig,
+    GenerationConfig,
     GPTConfig,
     from_fields,
 )
 from .files import inside, read_json, replacing
 from .model import GPT, FineGPT
+from .sampling import OnStep
 from .tokenizer import Tokenizer
 from .voice import Voices
 
@@ -229,17 +231,16 @@ def open_checkpoint(
         raise ValueError(f"unknown stage {unknown.pop()!r}; expected one of {', '.join(STAGES)}")
     cache = None if cache_dir is None else Path(cache_dir)
     source = _Source(os.fspath(name), cache, revision, offline)
-    config, states, tokenizer, voices = _open_layout(source, skip=frozenset(stages or {}))
-    for stage, place in (stages or {}).items():
+    elsewhere = stages or {}
+    config, states = _open_states(source, [stage for stage in STAGES if stage not in elsewhere])
+    for stage, place in elsewhere.items():
         other = dataclasses.replace(source, name=os.fspath(place), revision=None)
         part, states[stage] = _open_stage(other, stage, config)
         config = dataclasses.replace(config, **{stage: part})
     for stage in STAGES:
         _check_state(stage, states[stage], config, source.name)
-    if voices_dir is not None:
-        voices = Voices.from_directory(voices_dir)
-        if not len(voices):
-            raise FileNotFoundError(f"no .npz voices under {os.fspath(voices_dir)}")
+    tokenizer = _open_tokenizer(source)
+    voices = _voices_in(voices_dir) if voices_dir else _open_voices(source)
     if len(tokenizer) + config.generation.text_encoding_offset > config.semantic.input_vocab_size:
         raise CheckpointError(
             f"{source.name}: the vocabulary has {len(tokenizer)} tokens, the text model "
@@ -248,47 +249,76 @@ def open_checkpoint(
     return Checkpoint(source.name, config, states, tokenizer, voices)
 
 
-def _open_layout(
-    source: _Source, skip: frozenset[str]
-) -> tuple[BarkConfig, dict[str, State], Tokenizer, Voices]:
-    """Config, states of all stages not in `skip`, tokenizer and voices of one source."""
+def _open_states(source: _Source, wanted: Collection[str]) -> tuple[BarkConfig, dict[str, State]]:
+    """Configuration and states of the wanted stages of one source, whatever its layout."""
     path = Path(source.name).expanduser()
     if path.is_file():
         raise CheckpointError(
             f"{path} is a file; a model is the directory it lies in, or a hub repository"
         )
-    if source.is_local and any((path / name).is_file() for name in _SUNO_MD5):
-        parts = {}
-        states: dict[str, State] = {}
-        for stage in STAGES:
-            if stage not in skip:
-                parts[stage], states[stage] = _open_suno_stage(source, stage)
-        voices = Voices.from_directory(path)
-        return BarkConfig(**parts), states, _open_tokenizer(source), voices
-    config_json = read_json(source.need("config.json"))
-    if isinstance(config_json, dict) and config_json.get("format") == "minibark":
-        config = BarkConfig.from_dict(config_json.get("config"))
-        flat = read_safetensors(source.need("model.safetensors"))[0]
-        states = {stage: _strip(flat, f"{stage}.") for stage in STAGES}
-        extra = [key for key in flat if key.partition(".")[0] not in STAGES]
-        if extra:
-            raise CheckpointError(f"{source.name}: unknown tensors {_some(extra)}")
-        voices = Voices.from_directory(Path(source.need("config.json")).parent / "voices")
-        return config, states, _open_tokenizer(source), voices
+    if _is_suno(source):
+        opened = {stage: _open_suno_stage(source, stage) for stage in wanted}
+        config = BarkConfig(**{stage: part for stage, (part, _) in opened.items()})
+        return config, {stage: state for stage, (_, state) in opened.items()}
+    config, is_ours = _open_config(source)
+    if not is_ours:
+        flat = _read_hf(source)
+        return config, {
+            stage: _hf_state(stage, _strip(flat, _HF_PREFIXES[stage]), config.codec, source.name)
+            for stage in wanted
+        }
+    flat = read_safetensors(source.need("model.safetensors"))[0]
+    extra = [key for key in flat if key.partition(".")[0] not in STAGES]
+    if extra:
+        raise CheckpointError(f"{source.name}: unknown tensors {_some(extra)}")
+    return config, {stage: _strip(flat, f"{stage}.") for stage in wanted}
+
+
+def _is_suno(source: _Source) -> bool:
+    path = Path(source.name).expanduser()
+    return source.is_local and any((path / name).is_file() for name in _SUNO_MD5)
+
+
+def _open_config(source: _Source) -> tuple[BarkConfig, bool]:
+    """The configuration of a directory or repository in our layout (True) or Hugging Face's."""
+    document = read_json(source.need("config.json"))
+    if isinstance(document, dict) and document.get("format") == "minibark":
+        return BarkConfig.from_dict(document.get("config")), True
     generation = source.find("generation_config.json")
-    config = BarkConfig.from_hf(config_json, generation and read_json(generation))
-    flat = _read_hf(source)
-    states = {
-        stage: _hf_state(stage, _strip(flat, _HF_PREFIXES[stage]), config.codec, source.name)
-        for stage in STAGES
-        if stage not in skip
-    }
+    return BarkConfig.from_hf(document, generation and read_json(generation)), False
+
+
+def _open_voices(source: _Source) -> Voices:
     index = source.find("speaker_embeddings_path.json")
     if index is not None:
-        voices = Voices.from_index(index, source.need)
-    else:
-        voices = Voices.from_directory(path if source.is_local else path / "nowhere")
-    return config, states, _open_tokenizer(source), voices
+        return Voices.from_index(index, source.need)
+    path = Path(source.name).expanduser()
+    return Voices.from_directory(path if _is_suno(source) else path / "voices")
+
+
+def open_voices(
+    name: str | os.PathLike[str],
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    voices_dir: str | os.PathLike[str] | None = None,
+) -> tuple[Voices, GenerationConfig]:
+    """The voices of a checkpoint, and what they are checked against, without its weights.
+
+    Arguments and errors are those of `open_checkpoint`.
+    """
+    cache = None if cache_dir is None else Path(cache_dir)
+    source = _Source(os.fspath(name), cache, revision, offline)
+    generation = GenerationConfig() if _is_suno(source) else _open_config(source)[0].generation
+    return _voices_in(voices_dir) if voices_dir else _open_voices(source), generation
+
+
+def _voices_in(folder: str | os.PathLike[str]) -> Voices:
+    voices = Voices.from_directory(folder)
+    if not len(voices):
+        raise FileNotFoundError(f"no .npz voices under {os.fspath(folder)}")
+    return voices
 
 
 def _open_stage(source: _Source, stage: str, base: BarkConfig) -> tuple[Any, State]:
@@ -303,8 +333,7 @@ def _open_stage(source: _Source, stage: str, base: BarkConfig) -> tuple[Any, Sta
         codec = from_fields(CodecConfig, config_json, "config.json", partial=True)
         codec = dataclasses.replace(codec, n_codebooks=base.generation.n_fine_codebooks)
         return codec, _hf_state(stage, _read_hf(source), codec, source.name)
-    others = frozenset(STAGES) - {stage}
-    config, states, _, _ = _open_layout(source, skip=others)
+    config, states = _open_states(source, [stage])
     return getattr(config, stage), states[stage]
 
 
@@ -545,7 +574,7 @@ def convert(
     *,
     precision: str | None = None,
     voices: Iterable[str] | None = None,
-    on_step: Callable[[str, int, int], None] | None = None,
+    on_step: OnStep | None = None,
     **options: Any,
 ) -> None:
     """Write a checkpoint of any layout as one directory in ours.
@@ -571,27 +600,53 @@ def convert(
     dtype = None if precision is None else parse_precision(precision)
     checkpoint = open_checkpoint(source, **options)
     names = list(checkpoint.voices) if voices is None else list(voices)
+    states = {stage: _narrow(stage, state, dtype) for stage, state in checkpoint.states.items()}
     if target.is_dir():
         target.rmdir()
-    with replacing(target) as part:
+    save_checkpoint(dataclasses.replace(checkpoint, states=states), target, names, on_step)
+
+
+def save_checkpoint(
+    checkpoint: Checkpoint,
+    directory: str | os.PathLike[str],
+    voices: Sequence[str] = (),
+    on_step: OnStep | None = None,
+) -> None:
+    """Write a checkpoint as a directory in our layout, whole or not at all.
+
+    Args:
+        checkpoint: what to write.
+        directory: where; it must not exist.
+        voices: names of the voices to take along.
+        on_step: told of progress.
+    """
+    with replacing(directory) as part:
         part.mkdir()
-        flat = {}
-        for stage, state in checkpoint.states.items():
-            for name, tensor in state.items():
-                kept = tensor if dtype is None or stage == "codec" else tensor.to(dtype)
-                if dtype is torch.float16 and not bool(torch.isfinite(kept).all()):
-                    raise CheckpointError(f"{stage} {name} does not fit float16; use bfloat16")
-                flat[f"{stage}.{name}"] = kept.contiguous()
+        flat = {
+            f"{stage}.{name}": tensor.contiguous()
+            for stage, state in checkpoint.states.items()
+            for name, tensor in state.items()
+        }
         save_file(flat, part / "model.safetensors", {"format": "pt"})
         document = {"format": "minibark", "version": 1, "config": checkpoint.config.to_dict()}
         (part / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         checkpoint.tokenizer.save(part / "vocab.txt")
-        for done, name in enumerate(names, start=1):
+        for done, name in enumerate(voices, start=1):
             path = part / "voices" / f"{inside(name, 'the voice index')}.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
             checkpoint.voices.load(name).save(path)
             if on_step:
-                on_step("voices", done, len(names))
+                on_step("voices", done, len(voices))
+
+
+def _narrow(stage: str, state: State, dtype: torch.dtype | None) -> State:
+    if dtype is None or stage == "codec":
+        return state
+    narrowed = {name: tensor.to(dtype) for name, tensor in state.items()}
+    for name, tensor in narrowed.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{stage} {name} does not fit {dtype}; use bfloat16 or float32")
+    return narrowed
 
 
 def parse_precision(name: str) -> torch.dtype:

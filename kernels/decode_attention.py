@@ -1,0 +1,232 @@
+"""Attention of one new position per row over a key/value cache, split along the keys.
+
+    out = sum_t softmax_t(q . k_t / sqrt(D)) v_t,   t < lengths[b]
+
+One program per head would leave most of the GPU idle, so each head's keys are cut into equal
+splits. A split yields its largest score m, its sum of exp(score - m) and its sum of
+exp(score - m) v; a second kernel brings the splits of a head to one common m and adds them up.
+
+Source: Dao et al. 2023 (Flash-Decoding).
+"""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+import math
+import operator
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .checks import check_qkv
+
+MAX_SPLITS = 32
+TILE_SIZE = 4096  # elements of k, and of v, that a program holds at a time
+INTERPRETED_SMS = 132  # the interpreter splits as an H100 or H200 would
+
+
+@triton.jit
+def _decode_attention_kernel(
+    q_ptr,  # (B, H, 1, D)
+    k_ptr,  # (B, H, T, D)
+    v_ptr,  # (B, H, T, D)
+    lengths_ptr,  # (B,) int32
+    max_ptr,  # (B * H, n_splits) float32, out: largest score of a split; -inf if it is empty
+    sum_ptr,  # (B * H, n_splits) float32, out: sum of 2 ** (score - max)
+    acc_ptr,  # (B * H, n_splits, D) float32, out: sum of 2 ** (score - max) * v
+    stride_qb,
+    stride_qh,
+    stride_kb,
+    stride_kh,
+    stride_kt,
+    stride_vb,
+    stride_vh,
+    stride_vt,
+    H,
+    T,
+    scale,  # log2(e) / sqrt(D), so that exp2 gives the softmax
+    BLOCK_T: tl.constexpr,
+    D: tl.constexpr,
+):
+    row = tl.program_id(0)
+    split = tl.program_id(1)
+    n_splits = tl.num_programs(1)
+    b = (row // H).to(tl.int64)
+    h = (row % H).to(tl.int64)
+
+    # Lengths on a GPU cannot be checked without a wait; out of range, they must not read elsewhere.
+    length = tl.minimum(tl.maximum(tl.load(lengths_ptr + b), 1), T)
+    split_size = tl.cdiv(length, n_splits)
+    start = split * split_size
+    end = tl.minimum(start + split_size, length)
+
+    d = tl.arange(0, D)
+    q = tl.load(q_ptr + b * stride_qb + h * stride_qh + d).to(tl.float32) * scale  # (D,)
+    k_row = k_ptr + b * stride_kb + h * stride_kh
+    v_row = v_ptr + b * stride_vb + h * stride_vh
+    running_max = tl.full((), float("-inf"), tl.float32)
+    running_sum = tl.full((), 0.0, tl.float32)
+    acc = tl.zeros((D,), tl.float32)
+    for first in range(start, end, BLOCK_T):
+        t = first + tl.arange(0, BLOCK_T)
+        filled = t < end
+        mask = filled[:, None]
+        k = tl.load(k_row + t[:, None] * stride_kt + d[None, :], mask=mask, other=0.0)
+        v = tl.load(v_row + t[:, None] * stride_vt + d[None, :], mask=mask, other=0.0)
+        scores = tl.sum(q[None, :] * k.to(tl.float32), axis=1)  # (BLOCK_T,)
+        scores = tl.where(filled, scores, float("-inf"))
+        new_max = tl.maximum(running_max, tl.max(scores, axis=0))
+        rescale = tl.exp2(running_max - new_max)
+        p = tl.exp2(scores - new_max)
+        running_sum = running_sum * rescale + tl.sum(p, axis=0)
+        acc = acc * rescale + tl.sum(p[:, None] * v.to(tl.float32), axis=0)
+        running_max = new_max
+
+    part = row.to(tl.int64) * n_splits + split
+    tl.store(max_ptr + part, running_max)
+    tl.store(sum_ptr + part, running_sum)
+    tl.store(acc_ptr + part * D + d, acc)
+
+
+@triton.jit
+def _decode_attention_combine_kernel(
+    max_ptr,  # (B * H, n_splits) float32
+    sum_ptr,  # (B * H, n_splits) float32
+    acc_ptr,  # (B * H, n_splits, D) float32
+    out_ptr,  # (B, H, 1, D) contiguous, out
+    n_splits,
+    BLOCK_SPLITS: tl.constexpr,
+    D: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    split = tl.arange(0, BLOCK_SPLITS)
+    d = tl.arange(0, D)
+    part = row * n_splits + split
+    mask = split < n_splits
+    split_max = tl.load(max_ptr + part, mask=mask, other=float("-inf"))
+    split_sum = tl.load(sum_ptr + part, mask=mask, other=0.0)
+    acc = tl.load(acc_ptr + part[:, None] * D + d[None, :], mask=mask[:, None], other=0.0)
+    weight = tl.exp2(split_max - tl.max(split_max, axis=0))  # (BLOCK_SPLITS,), 0 where empty
+    total = tl.sum(weight * split_sum, axis=0)
+    out = tl.sum(weight[:, None] * acc, axis=0) / total  # (D,)
+    tl.store(out_ptr + row * D + d, out.to(out_ptr.dtype.element_ty))
+
+
+def choose_n_splits(n_heads: int, length: int, n_sms: int, block_size: int) -> int:
+    """Return into how many splits each head's keys are cut.
+
+    As many as fill the GPU once, but none shorter than one tile.
+
+    Args:
+        n_heads: heads of all rows together, B * H.
+        length: positions in the longest row.
+        n_sms: multiprocessors of the GPU.
+        block_size: positions in a tile.
+    """
+    return max(1, min(n_sms // n_heads, -(-length // block_size), MAX_SPLITS))
+
+
+def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
+    """Softmax attention of one new position per row over that row's own past, without gradients.
+
+    Args:
+        q: queries (B, H, 1, D); D a power of two in [16, 256].
+        k: key buffer (B, H, T, D), filled up to `lengths[b]` in row b; dtype of `q`, any strides
+            but 1 in the last dimension.
+        v: value buffer (B, H, T, D), likewise.
+        lengths: positions to attend to in each row, in [1, T]. A sequence is copied to the GPU at
+            every call. An int32 tensor (B,) on the device of `q` is read there, without a copy or
+            a wait, so that a CUDA graph can hold the call; on a GPU its values are not checked but
+            clamped to [1, T].
+
+    Returns:
+        (B, H, 1, D), dtype of `q`.
+
+    Raises:
+        TypeError: a dtype other than float32, float16 or bfloat16, or than that of `q`.
+        ValueError: other shapes, lengths out of range, or tensors that are not on the GPU.
+    """
+    check_qkv(q, k, v, _decode_attention_kernel)
+    n_batch, n_head, n_query, head_size = q.shape
+    n_positions = k.shape[2]
+    if n_query != 1:
+        raise ValueError(f"q must hold one position per row, (B, H, 1, D), got {tuple(q.shape)}")
+    lengths, longest = _check_lengths(lengths, q, n_positions)
+
+    block_t = TILE_SIZE // head_size
+    n_sms = INTERPRETED_SMS
+    if q.is_cuda:
+        n_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
+    n_splits = choose_n_splits(n_batch * n_head, longest, n_sms, block_t)
+    parts = (n_batch * n_head, n_splits)
+    split_max = torch.empty(parts, device=q.device, dtype=torch.float32)
+    split_sum = torch.empty(parts, device=q.device, dtype=torch.float32)
+    acc = torch.empty((*parts, head_size), device=q.device, dtype=torch.float32)
+    out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
+    with torch.cuda.device_of(q):
+        _decode_attention_kernel[parts](
+            q,
+            k,
+            v,
+            lengths,
+            split_max,
+            split_sum,
+            acc,
+            *q.stride()[:2],
+            *k.stride()[:3],
+            *v.stride()[:3],
+            n_head,
+            n_positions,
+            math.log2(math.e) / math.sqrt(head_size),
+            BLOCK_T=block_t,
+            D=head_size,
+            num_warps=4,
+        )
+        _decode_attention_combine_kernel[parts[:1]](
+            split_max,
+            split_sum,
+            acc,
+            out,
+            n_splits,
+            BLOCK_SPLITS=1 << (n_splits - 1).bit_length(),
+            D=head_size,
+            num_warps=4,
+        )
+    return out
+
+
+def decode_attention_ref(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Tensor
+) -> Tensor:
+    """Same as `decode_attention`, by the equation and in float32."""
+    rows = []
+    for b, length in enumerate(lengths):
+        q_b, k_b, v_b = (x.float() for x in (q[b], k[b, :, :length], v[b, :, :length]))
+        scores = q_b @ k_b.mT / math.sqrt(q.shape[3])  # (H, 1, length)
+        rows.append(scores.softmax(dim=-1) @ v_b)
+    return torch.stack(rows).to(q.dtype)
+
+
+def _check_lengths(
+    lengths: Sequence[int] | Tensor, q: Tensor, n_positions: int
+) -> tuple[Tensor, int]:
+    """Return the lengths as (B,) int32 on the device of q, and the longest that is possible."""
+    if isinstance(lengths, Tensor):
+        if lengths.dtype != torch.int32:
+            raise TypeError(f"a tensor of lengths must be int32, got {lengths.dtype}")
+        if lengths.device != q.device or not lengths.is_contiguous():
+            raise ValueError(
+                f"a tensor of lengths must be contiguous and on {q.device}, "
+                f"got one on {lengths.device} with strides {lengths.stride()}"
+            )
+    if len(lengths) != q.shape[0]:
+        raise ValueError(f"one length per row: expected {q.shape[0]}, got {len(lengths)}")
+    if isinstance(lengths, Tensor) and lengths.is_cuda:
+        return lengths, n_positions
+    values = [operator.index(length) for length in lengths]
+    if not 1 <= min(values) <= max(values) <= n_positions:
+        raise ValueError(f"lengths must be in [1, {n_positions}], got {values}")
+    if isinstance(lengths, Tensor):
+        return lengths, n_positions
+    return torch.tensor(values, device=q.device, dtype=torch.int32), max(values)
