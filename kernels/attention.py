@@ -93,15 +93,15 @@ def _attention_kernel(
     )
 
 
-def choose_tiles(head_size: int, element_bytes: int) -> tuple[int, int]:
-    """Return (BLOCK_Q, BLOCK_K): queries a program owns and keys it takes at a time.
+def choose_tiles(row_bytes: int) -> tuple[int, int, int]:
+    """Return (BLOCK_Q, BLOCK_K, num_warps) that keep a program's tiles in registers.
 
     Args:
-        head_size: D.
-        element_bytes: size of one element of q, k and v.
+        row_bytes: size of one query, key or value: D times the size of an element.
     """
-    row_bytes = head_size * element_bytes
-    return (64, 64) if row_bytes <= 128 else (64, 32) if row_bytes <= 256 else (32, 16)
+    block_q = 64 if row_bytes <= 512 else 32
+    block_k = max(16, min(64, 8192 // row_bytes))
+    return block_q, block_k, 4 if row_bytes < 256 else 8
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
@@ -115,7 +115,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         causal: True hides later positions from earlier ones.
 
     Returns:
-        (B, H, T, D), dtype of `q`; in memory (B, T, H, D), so that joining the heads copies nothing.
+        (B, H, T, D), dtype of `q`; (B, T, H, D) in memory, so that joining heads copies nothing.
 
     Raises:
         TypeError: a dtype other than float32, float16 or bfloat16, or than that of `q`.
@@ -125,11 +125,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
     if q.shape != k.shape:
         raise ValueError(f"q and k must agree in T, got {tuple(q.shape)}, {tuple(k.shape)}")
     n_batch, n_head, n_positions, head_size = q.shape
-    block_q, block_k = choose_tiles(head_size, q.element_size())
+    block_q, block_k, num_warps = choose_tiles(head_size * q.element_size())
     out = torch.empty(
         (n_batch, n_positions, n_head, head_size), device=q.device, dtype=q.dtype
     ).transpose(1, 2)
-    with torch.cuda.device_of(q):
+    with torch.cuda.device(q.get_device()):
         _attention_kernel[(n_batch * n_head, -(-n_positions // block_q))](
             q,
             k,
@@ -146,7 +146,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
             D=head_size,
-            num_warps=4,
+            num_warps=num_warps,
             num_stages=2,
         )
     return out

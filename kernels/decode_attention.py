@@ -21,8 +21,9 @@ from torch import Tensor
 
 from .checks import check_qkv
 
+TILE_SIZE = 8192  # elements of k, and of v, that a program holds: 128 positions of Bark's heads
+MIN_SPLIT_SIZE = 32  # positions
 MAX_SPLITS = 32
-TILE_SIZE = 4096  # elements of k, and of v, that a program holds at a time
 INTERPRETED_SMS = 132  # the interpreter splits as an H100 or H200 would
 
 
@@ -113,18 +114,15 @@ def _decode_attention_combine_kernel(
     tl.store(out_ptr + row * D + d, out.to(out_ptr.dtype.element_ty))
 
 
-def choose_n_splits(n_heads: int, length: int, n_sms: int, block_size: int) -> int:
-    """Return into how many splits each head's keys are cut.
-
-    As many as fill the GPU once, but none shorter than one tile.
+def choose_n_splits(n_heads: int, length: int, n_sms: int) -> int:
+    """Return into how many splits each head's keys are cut: enough to fill the GPU once.
 
     Args:
         n_heads: heads of all rows together, B * H.
         length: positions in the longest row.
         n_sms: multiprocessors of the GPU.
-        block_size: positions in a tile.
     """
-    return max(1, min(n_sms // n_heads, -(-length // block_size), MAX_SPLITS))
+    return max(1, min(n_sms // n_heads, length // MIN_SPLIT_SIZE, MAX_SPLITS))
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
@@ -154,17 +152,16 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | T
         raise ValueError(f"q must hold one position per row, (B, H, 1, D), got {tuple(q.shape)}")
     lengths, longest = _check_lengths(lengths, q, n_positions)
 
-    block_t = TILE_SIZE // head_size
     n_sms = INTERPRETED_SMS
     if q.is_cuda:
         n_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
-    n_splits = choose_n_splits(n_batch * n_head, longest, n_sms, block_t)
+    n_splits = choose_n_splits(n_batch * n_head, longest, n_sms)
     parts = (n_batch * n_head, n_splits)
     split_max = torch.empty(parts, device=q.device, dtype=torch.float32)
     split_sum = torch.empty(parts, device=q.device, dtype=torch.float32)
     acc = torch.empty((*parts, head_size), device=q.device, dtype=torch.float32)
     out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
-    with torch.cuda.device_of(q):
+    with torch.cuda.device(q.get_device()):
         _decode_attention_kernel[parts](
             q,
             k,
@@ -179,7 +176,7 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | T
             n_head,
             n_positions,
             math.log2(math.e) / math.sqrt(head_size),
-            BLOCK_T=block_t,
+            BLOCK_T=TILE_SIZE // head_size,
             D=head_size,
             num_warps=4,
         )
@@ -212,18 +209,21 @@ def _check_lengths(
     lengths: Sequence[int] | Tensor, q: Tensor, n_positions: int
 ) -> tuple[Tensor, int]:
     """Return the lengths as (B,) int32 on the device of q, and the longest that is possible."""
+    n_batch = q.shape[0]
     if isinstance(lengths, Tensor):
         if lengths.dtype != torch.int32:
             raise TypeError(f"a tensor of lengths must be int32, got {lengths.dtype}")
-        if lengths.device != q.device or not lengths.is_contiguous():
+        if lengths.shape != (n_batch,) or not lengths.is_contiguous():
             raise ValueError(
-                f"a tensor of lengths must be contiguous and on {q.device}, "
-                f"got one on {lengths.device} with strides {lengths.stride()}"
+                f"a tensor of lengths must be ({n_batch},) and contiguous, "
+                f"got {tuple(lengths.shape)} with strides {lengths.stride()}"
             )
-    if len(lengths) != q.shape[0]:
-        raise ValueError(f"one length per row: expected {q.shape[0]}, got {len(lengths)}")
-    if isinstance(lengths, Tensor) and lengths.is_cuda:
-        return lengths, n_positions
+        if lengths.device != q.device:
+            raise ValueError(f"lengths must be on {q.device} as q is, got {lengths.device}")
+        if lengths.is_cuda:
+            return lengths, n_positions
+    elif len(lengths) != n_batch:
+        raise ValueError(f"lengths must hold one per row, {n_batch}, got {len(lengths)}")
     values = [operator.index(length) for length in lengths]
     if not 1 <= min(values) <= max(values) <= n_positions:
         raise ValueError(f"lengths must be in [1, {n_positions}], got {values}")

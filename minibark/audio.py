@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -14,64 +15,59 @@ FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG
 _BLOCK = 1 << 16  # samples; libsndfile's Vorbis encoder overflows its stack on very long writes
 
 
-def audio_format(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """Libsndfile's format and subtype for a file name.
+def check_suffix(path: str | os.PathLike[str]) -> str:
+    """The suffix of an audio file's name, in lower case.
 
     Raises:
-        ValueError: the suffix is none of `.wav`, `.flac`, `.ogg`.
+        ValueError: none of `.wav`, `.flac`, `.ogg`.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise ValueError(
             f"cannot tell the audio format of {os.fspath(path)!r}; end it in {', '.join(FORMATS)}"
         )
-    return FORMATS[suffix]
+    return suffix
 
 
-def write_audio(
-    file: BinaryIO, audio: np.ndarray[Any, Any], sample_rate: int = 24_000, suffix: str = ".wav"
-) -> None:
-    """Encode audio into an open, seekable binary file.
+def encode_audio(
+    audio: np.ndarray[Any, Any], sample_rate: int = 24_000, suffix: str = ".wav"
+) -> bytes:
+    """The bytes of an audio file.
 
     Args:
-        file: where to.
         audio: (N,) float in [-1, 1]; louder is clipped.
         sample_rate: Hz.
-        suffix: `.wav`, `.flac` or `.ogg`.
+        suffix: `.wav` (16-bit PCM), `.flac` (16-bit) or `.ogg` (Vorbis).
 
     Raises:
-        ValueError: not one-dimensional, not finite, or an unknown suffix.
+        ValueError: unknown suffix, or audio that is not (N,) finite floats.
     """
     import soundfile
 
-    kind, subtype = audio_format(f"audio{suffix}")
+    kind, subtype = FORMATS[check_suffix(f"audio{suffix}")]
     samples = np.asarray(audio)
     if samples.ndim != 1 or samples.dtype.kind != "f":
         raise ValueError(f"audio must be (N,) floats, got {samples.shape} {samples.dtype}")
     if not np.isfinite(samples).all():
         raise ValueError("audio holds NaN or infinity")
     pcm = np.rint(np.clip(samples, -1, 1) * 32767).astype(np.int16)
+    buffer = io.BytesIO()
     with soundfile.SoundFile(
-        file, "w", samplerate=sample_rate, channels=1, format=kind, subtype=subtype
+        buffer, "w", samplerate=sample_rate, channels=1, format=kind, subtype=subtype
     ) as out:
         for start in range(0, len(pcm), _BLOCK):
             out.write(pcm[start : start + _BLOCK])
+    return buffer.getvalue()
 
 
 def save_audio(
     path: str | os.PathLike[str], audio: np.ndarray[Any, Any], sample_rate: int = 24_000
 ) -> None:
-    """Write an audio file, whole or not at all; the suffix chooses the format.
+    """Write an audio file, whole or not at all; its suffix chooses the format.
 
-    Args:
-        path: ends in `.wav` (16-bit PCM), `.flac` (16-bit) or `.ogg` (Vorbis).
-        audio: (N,) float in [-1, 1]; louder is clipped.
-        sample_rate: Hz.
-
-    Raises:
-        ValueError: unknown suffix, or audio that is not (N,) finite floats.
-        OSError: the place cannot be written; what was there before is untouched.
+    Arguments and errors are those of `encode_audio`, and OSError where the place cannot be written;
+    what was there before is then untouched.
     """
-    audio_format(path)
-    with replacing(path) as part, part.open("w+b") as file:
-        write_audio(file, audio, sample_rate, Path(path).suffix.lower())
+    content = encode_audio(audio, sample_rate, check_suffix(path))
+    with replacing(path) as part:
+        part.write_bytes(content)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import os
 import sys
@@ -68,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _say(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    from .audio import audio_format, save_audio, write_audio
+    from .audio import check_suffix, encode_audio, save_audio
     from .sampling import Sampling
 
     to_stdout = args.output == "-"
@@ -76,7 +75,7 @@ def _say(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         for temperature in (args.temperature, args.waveform_temperature, args.fine_temperature):
             Sampling(temperature, args.top_k, args.top_p)
         if not to_stdout:
-            audio_format(args.output)
+            check_suffix(args.output)
         if args.save_voice and Path(args.save_voice).suffix != ".npz":
             raise ValueError(f"--save-voice must end in .npz, got {args.save_voice!r}")
         if to_stdout and sys.stdout.isatty():
@@ -113,9 +112,7 @@ def _say(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.save_voice:
         made.save(args.save_voice)
     if to_stdout:
-        buffer = io.BytesIO()
-        write_audio(buffer, audio, sample_rate)
-        sys.stdout.buffer.write(buffer.getvalue())
+        sys.stdout.buffer.write(encode_audio(audio, sample_rate))
         sys.stdout.buffer.flush()
     else:
         save_audio(args.output, audio, sample_rate)

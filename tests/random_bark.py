@@ -77,7 +77,7 @@ def random_stage(stage: str) -> nn.Module:
 def ending_early(model: GPT) -> GPT:
     """A copy of a text model whose end token is now unlikely, now likely."""
     model = copy.deepcopy(model)
-    model.lm_head.weight[GENERATION.semantic_pad_token] *= 3
+    model.lm_head.weight[GENERATION.semantic_pad_token] *= 2.2
     return model
 
 

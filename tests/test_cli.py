@@ -1,0 +1,278 @@
+"""The command line: what it writes, what it says, how it ends."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import minibark
+from minibark.cli import main
+from minibark.config import STAGES, preset
+from minibark.voice import Voices
+from minibark.weights import Checkpoint, new_module, save_checkpoint
+
+QUICK = ["--max-duration", "0.3", "--seed", "1"]
+
+
+@pytest.fixture(scope="module")
+def voice():
+    """An output of a random Bark, long enough to be trimmed."""
+    return minibark.Bark(preset("random"), device="cpu").generate_voice(
+        "A voice.", max_duration_s=1.5, seed=7
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, voice):
+    """A tiny random checkpoint with two voices."""
+    root = tmp_path_factory.mktemp("cli")
+    (root / "voices" / "v2").mkdir(parents=True)
+    voice.save(root / "voices" / "narrator.npz")
+    voice.save(root / "voices" / "v2" / "en_speaker_6.npz")
+    config = preset("random")
+    torch.manual_seed(0)
+    states = {stage: new_module(stage, config).state_dict() for stage in STAGES}
+    voices = Voices.from_directory(root / "voices")
+    tokenizer = minibark.Tokenizer.characters()
+    checkpoint = Checkpoint("test", config, states, tokenizer, voices)
+    save_checkpoint(checkpoint, root / "model", list(voices))
+    return str(root / "model")
+
+
+def run(*args, stdin=b""):
+    """A real process: (exit code, stdout bytes, stderr text)."""
+    command = [sys.executable, "-m", "minibark", *map(str, args)]
+    done = subprocess.run(command, input=stdin, capture_output=True)
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+def test_say_writes_audio_and_tells_its_length(model, tmp_path, capsys, suffix):
+    path = tmp_path / f"out.{suffix}"
+    assert main(["say", "Hello.", "-o", str(path), "--model", model, *QUICK]) == 0
+    audio, rate = soundfile.read(path)
+    assert rate == 24_000 and audio.ndim == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    closing = shown.err.strip().splitlines()[-1]
+    assert closing.startswith(f"{path}: {len(audio) / rate:.1f} s of audio in ")
+    assert "RTF" in closing
+    for stage in ("semantic", "coarse", "fine"):
+        assert stage in shown.err and "100%" in shown.err
+
+
+def test_say_is_the_python_api(model, tmp_path):
+    path = tmp_path / "out.wav"
+    args = ["--temperature", "0.9", "--waveform-temperature", "0.8", "--fine-temperature", "0.6"]
+    args += ["--top-k", "50", "--top-p", "0.9", "--min-eos-p", "0.3", "--voice", "narrator"]
+    assert main(["say", "Hello.", "-o", str(path), "--model", model, "-q", *QUICK, *args]) == 0
+    expected = minibark.Bark.from_pretrained(model, device="cpu").generate(
+        "Hello.",
+        "narrator",
+        temperature=0.9,
+        waveform_temperature=0.8,
+        fine_temperature=0.6,
+        top_k=50,
+        top_p=0.9,
+        min_eos_p=0.3,
+        max_duration_s=0.3,
+        seed=1,
+    )
+    audio, _ = soundfile.read(path)
+    assert np.abs(audio - expected).max() < 1e-4
+
+
+def test_stdin_to_stdout_in_a_real_process(model, tmp_path):
+    path = tmp_path / "out.wav"
+    assert main(["say", "read me", "-o", str(path), "--model", model, "-q", *QUICK]) == 0
+    code, out, err = run("say", "-", "-o", "-", "--model", model, "-q", *QUICK, stdin=b"read me\n")
+    assert (code, err) == (0, "")
+    assert out == path.read_bytes()
+    audio, rate = soundfile.read(io.BytesIO(out))
+    assert rate == 24_000 and len(audio)
+
+
+def test_a_saved_voice_is_a_voice_to_go_on_with(model, tmp_path, capsys):
+    saved, out = str(tmp_path / "me.npz"), str(tmp_path / "a.wav")
+    common = ["--model", model, "-q", "--max-duration", "1", "--seed", "3"]
+    assert main(["say", "One.", "-o", out, "--save-voice", saved, *common]) == 0
+    assert main(["say", "Two.", "-o", out, "--voice", saved, *common]) == 0
+    assert main(["voices", saved]) == 0
+    assert "a sound voice of 1.0 s" in capsys.readouterr().out
+
+
+def test_random_model_says_that_it_is_noise(tmp_path, capsys):
+    path = tmp_path / "out.wav"
+    assert main(["say", "Hello.", "-o", str(path), "--model", "random", *QUICK]) == 0
+    assert "noise" in capsys.readouterr().err
+    assert soundfile.info(path).frames > 0
+
+
+def test_voices_lists_and_checks(model, capsys):
+    assert main(["voices", "--model", model]) == 0
+    assert capsys.readouterr().out.split() == ["narrator", "v2/en_speaker_6"]
+    assert main(["voices", "v2/en_speaker_6", "--model", model]) == 0
+    assert "a sound voice of 1.5 s" in capsys.readouterr().out
+    assert main(["voices", "v2/en_speaker_7", "--model", model]) == 1
+    assert "near names: v2/en_speaker_6" in capsys.readouterr().err
+
+
+def test_info_tells_the_stages(model, capsys):
+    assert main(["info", model]) == 0
+    out = capsys.readouterr().out
+    config = preset("random")
+    for stage in STAGES:
+        with torch.device("meta"):
+            module = new_module(stage, config)
+        parameters = sum(p.numel() for p in module.parameters())
+        (line,) = [line for line in out.splitlines() if line.startswith(stage)]
+        assert f" {parameters:,} " in line and f" {4 * parameters:,} " in line
+        assert line.endswith("float32")
+    assert "129600/10048" in out and "voices 2" in out
+
+
+def test_convert_narrows_and_the_result_speaks(model, tmp_path, capsys):
+    small = tmp_path / "half"
+    assert main(["convert", model, str(small), "--precision", "bfloat16"]) == 0
+    assert "MB in" in capsys.readouterr().err
+    assert main(["info", str(small)]) == 0
+    assert "bfloat16" in capsys.readouterr().out
+    out = str(tmp_path / "x.wav")
+    assert main(["say", "Hi.", "-o", out, "--model", str(small), "-q", *QUICK]) == 0
+    assert main(["convert", model, str(small)]) == 1
+    assert "not empty" in capsys.readouterr().err
+    assert main(["convert", model, str(tmp_path / "one"), "--voices", "narrator", "-q"]) == 0
+    assert [p.name for p in (tmp_path / "one" / "voices").rglob("*.npz")] == ["narrator.npz"]
+
+
+FAILURES = {
+    "empty text": (["say", " \n "], "text is empty"),
+    "control characters": (["say", "\x07\x1b"], "nothing that can be read"),
+    "no such folder": (["say", "a", "-o", "{tmp}/no/a.wav"], "create it first"),
+    "output is a folder": (["say", "a", "-o", "{tmp}/dir.wav"], "is a folder"),
+    "unknown voice": (["say", "a", "--voice", "nobody"], "no voice 'nobody'"),
+    "missing voice file": (["say", "a", "--voice", "{tmp}/nobody.npz"], "no voice file"),
+    "broken voice file": (["say", "a", "--voice", "{tmp}/broken.npz"], "not a readable voice"),
+    "unknown device": (["say", "a", "--device", "warp"], "device 'warp'"),
+    "no such stage": (["say", "a", "--stage", "vocoder=x"], "unknown stage 'vocoder'"),
+    "not a model": (["say", "a", "--model", "{tmp}"], "has no config.json"),
+    "unknown model": (["say", "a", "--model", "nobody/nothing", "--offline"], "nobody/nothing"),
+    "model is a file": (["info", "{tmp}/broken.npz"], "is a file"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_failures_are_one_plain_line_and_leave_nothing(name, model, tmp_path, capsys):
+    words, expected = FAILURES[name]
+    (tmp_path / "broken.npz").write_bytes(b"PK not a zip")
+    (tmp_path / "dir.wav").mkdir()
+    args = [word.format(tmp=tmp_path) for word in words]
+    if args[0] == "say":
+        args += [] if "-o" in args else ["-o", str(tmp_path / "out.wav")]
+        args += [] if "--model" in args else ["--model", model]
+        args += QUICK
+    assert main(args) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
+    assert line.startswith("minibark: ") and expected in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.npz", "dir.wav"]
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["say"], "required: TEXT"),
+        (["sing", "a"], "invalid choice"),
+        (["say", "a", "--seed", "x"], "invalid int value"),
+        (["say", "a", "--seed", "-1"], "not in"),
+        (["say", "a", "--top-k", "-1"], "top_k"),
+        (["say", "a", "--top-p", "0"], "top_p"),
+        (["say", "a", "--temperature", "nan"], "temperature"),
+        (["say", "a", "--min-eos-p", "2"], "not in"),
+        (["say", "a", "--max-duration", "0"], "not in"),
+        (["say", "a", "-o", "a.mp3"], ".wav, .flac, .ogg"),
+        (["say", "a", "--save-voice", "a.wav"], ".npz"),
+        (["say", "a", "--precision", "int3"], "invalid choice"),
+        (["say", "a", "--stage", "coarse"], "STAGE=PLACE"),
+    ],
+)
+def test_wrong_usage_exits_2(args, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args", [[], ["say"], ["voices"], ["convert"], ["info"]])
+def test_help(args, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*args, "--help"])
+    assert stop.value.code == 0
+    assert "usage: minibark" in capsys.readouterr().out
+
+
+def test_long_text_warns_in_one_line(model, tmp_path, capsys):
+    args = ["say", "ab " * 200, "-o", str(tmp_path / "o.wav"), "--model", model, "-q", *QUICK]
+    assert main(args) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("minibark: warning: the text has 400 tokens, Bark reads 256")
+
+
+def test_bad_stdin_is_refused(model):
+    code, out, err = run("say", "-", "-o", "-", "--model", model, *QUICK, stdin=b"\xff\xfe")
+    assert (code, out) == (1, b"")
+    assert "not UTF-8" in err and len(err.splitlines()) == 1
+
+
+def test_a_closed_pipe_is_no_traceback(model):
+    command = f"{sys.executable} -m minibark voices --model {model} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(model, tmp_path):
+    # Files may not grow over 1 KiB in that process: a stand-in for a full disk.
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from minibark.cli import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    path = tmp_path / "out.wav"
+    path.write_bytes(b"old")
+    args = ["say", "a", "-o", str(path), "--model", model, "-q", *QUICK]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("minibark: ")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_and_leaves_nothing(model, tmp_path):
+    path = tmp_path / "out.wav"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minibark", "say", "a", "-o", path, "--model", model, "--seed", "1"],
+        stderr=subprocess.PIPE,
+        env=dict(os.environ, PYTHONUNBUFFERED="1"),
+    )
+    seen = b""
+    deadline = time.monotonic() + 60
+    while b"semantic" not in seen and time.monotonic() < deadline:
+        seen += process.stderr.read1(4096)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read().decode()
+    assert process.wait(timeout=60) == 1
+    assert rest.strip().splitlines()[-1] == "minibark: interrupted; nothing was written"
+    assert "Traceback" not in rest
+    assert not list(tmp_path.iterdir())
