@@ -157,59 +157,49 @@ class BarkConfig:
 
     def __post_init__(self) -> None:
         g, codec = self.generation, self.codec
-        semantic_end = g.semantic_vocab_size + g.n_coarse_codebooks * g.codebook_size
-        expectations = [
-            (
-                g.semantic_pad_token == g.semantic_vocab_size < self.semantic.output_vocab_size,
-                "semantic_pad_token must be semantic_vocab_size, and an output of the model",
+        semantic, coarse, fine = self.semantic, self.coarse, self.fine
+        coarse_ids = g.semantic_vocab_size + g.n_coarse_codebooks * g.codebook_size
+        text_ids = max(g.semantic_infer_token, g.text_pad_token, g.text_encoding_offset)
+        window = g.max_coarse_input_length + g.max_coarse_history + g.sliding_window_len
+        rules = {
+            "semantic_pad_token is semantic_vocab_size, and an output of the semantic model": (
+                g.semantic_pad_token == g.semantic_vocab_size < semantic.output_vocab_size
             ),
-            (
-                max(g.semantic_infer_token, g.text_pad_token, g.text_encoding_offset)
-                < self.semantic.input_vocab_size,
-                "text and infer ids must lie in the semantic model's input vocabulary",
+            "text and infer ids are in the semantic input_vocab_size": (
+                text_ids < semantic.input_vocab_size
             ),
-            (
-                g.max_input_semantic_length + g.max_new_tokens <= self.semantic.block_size,
-                "max_input_semantic_length + max_new_tokens must fit the semantic block_size",
+            "max_input_semantic_length + max_new_tokens fit the semantic block_size": (
+                g.max_input_semantic_length + g.max_new_tokens <= semantic.block_size
             ),
-            (
-                semantic_end <= min(self.coarse.input_vocab_size, self.coarse.output_vocab_size)
-                and max(g.coarse_semantic_pad_token, g.coarse_infer_token)
-                < self.coarse.input_vocab_size,
-                "semantic ids, coarse codes and the special ids must fit the coarse vocabularies",
+            "semantic ids and coarse codes fit the coarse vocabularies": (
+                coarse_ids <= min(coarse.input_vocab_size, coarse.output_vocab_size)
             ),
-            (
-                g.max_coarse_input_length + g.max_coarse_history + g.sliding_window_len
-                <= self.coarse.block_size,
-                "max_coarse_input_length + max_coarse_history + sliding_window_len must fit the "
-                "coarse block_size",
+            "coarse pad and infer ids are in the coarse input_vocab_size": (
+                max(g.coarse_semantic_pad_token, g.coarse_infer_token) < coarse.input_vocab_size
             ),
-            (
+            "max_coarse_input_length + max_coarse_history + sliding_window_len fit the coarse "
+            "block_size": window <= coarse.block_size,
+            "n_coarse_codebooks <= max_coarse_history": (
                 g.n_coarse_codebooks <= g.max_coarse_history
-                and g.codebook_size < self.fine.input_vocab_size,
-                "the fine vocabulary must hold codebook_size codes and a pad",
             ),
-            (
-                g.max_fine_history_length < g.max_fine_input_length <= self.fine.block_size,
-                "max_fine_history_length < max_fine_input_length <= fine block_size must hold",
+            "codes and a pad fit the fine vocabulary": g.codebook_size < fine.input_vocab_size,
+            "max_fine_history_length < max_fine_input_length <= fine block_size": (
+                g.max_fine_history_length < g.max_fine_input_length <= fine.block_size
             ),
-            (
-                self.fine.n_codes_given <= g.n_coarse_codebooks < g.n_fine_codebooks,
-                "n_codes_given <= n_coarse_codebooks < n_fine_codebooks must hold",
+            "n_codes_given <= n_coarse_codebooks < n_fine_codebooks": (
+                fine.n_codes_given <= g.n_coarse_codebooks < g.n_fine_codebooks
             ),
-            (
-                g.n_fine_codebooks == self.fine.n_codes_total == codec.n_codebooks
-                and g.codebook_size == codec.codebook_size,
-                "fine model and codec must have the same codebooks",
+            "fine model and codec have the same codebooks": (
+                g.n_fine_codebooks == fine.n_codes_total == codec.n_codebooks
+                and g.codebook_size == codec.codebook_size
             ),
-            (
-                abs(codec.sampling_rate / codec.hop_length - g.coarse_rate_hz) < 1e-6,
-                "sampling_rate / product of upsampling_ratios must be coarse_rate_hz",
+            "sampling_rate / product of upsampling_ratios is coarse_rate_hz": (
+                abs(codec.sampling_rate / codec.hop_length - g.coarse_rate_hz) < 1e-6
             ),
-        ]
-        for holds, rule in expectations:
+        }
+        for rule, holds in rules.items():
             if not holds:
-                raise CheckpointError(f"this Bark configuration does not fit together: {rule}")
+                raise CheckpointError(f"this configuration does not hold together: {rule}")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested plain values, ready for JSON; `from_dict` is the inverse."""
@@ -244,47 +234,52 @@ class BarkConfig:
             CheckpointError: not a Bark configuration, or one that does not fit together.
         """
         top = _expect_mapping(config, "config.json")
-        parts = {"semantic": "semantic_config", "coarse": "coarse_acoustics_config"}
-        parts |= {"fine": "fine_acoustics_config", "codec": "codec_config"}
-        missing = [part for part in parts.values() if part not in top]
+        missing = [part for part in HF_SECTIONS.values() if part not in top]
         if missing:
             kind = top.get("model_type", "unknown")
             raise CheckpointError(
-                f"config.json (model_type {kind!r}) is not a Bark's: it lacks {', '.join(missing)}"
+                f"config.json (model_type {kind!r:.80}) is not a Bark's: it lacks "
+                f"{', '.join(missing)}"
             )
-        section = {stage: _expect_mapping(top[part], part) for stage, part in parts.items()}
-        gen = _expect_mapping({} if generation is None else generation, "generation_config.json")
-        numbers = dict(gen)
-        for part in parts.values():
-            numbers |= _expect_mapping(gen.get(part, {}), f"generation_config.json {part}")
-        if isinstance(numbers.get("eos_token_id"), int):
+        sections = {stage: _expect_mapping(top[part], part) for stage, part in HF_SECTIONS.items()}
+        file = "generation_config.json"
+        numbers = dict(_expect_mapping({} if generation is None else generation, file))
+        # Semantic last: max_new_tokens and eos_token_id are in every section and mean its own.
+        for part in ("fine_acoustics_config", "coarse_acoustics_config", "semantic_config"):
+            section = _expect_mapping(numbers.get(part, {}), f"{file} {part}")
+            numbers |= {key: value for key, value in section.items() if value is not None}
+        if "eos_token_id" in numbers:
             numbers.setdefault("semantic_pad_token", numbers["eos_token_id"])
-        general = _known_fields(GenerationConfig, numbers)
-        fine = gpt_fields_from_hf(section["fine"])
-        codec = _known_fields(CodecConfig, section["codec"])
-        codec["n_codebooks"] = numbers.get("n_fine_codebooks", 8)
-        return cls(
-            semantic=from_fields(
-                GPTConfig, gpt_fields_from_hf(section["semantic"]), "semantic_config", True
-            ),
-            coarse=from_fields(
-                GPTConfig, gpt_fields_from_hf(section["coarse"]), "coarse_acoustics_config", True
-            ),
-            fine=from_fields(FineGPTConfig, fine, "fine_acoustics_config", True),
-            codec=from_fields(CodecConfig, codec, "codec_config", True),
-            generation=from_fields(GenerationConfig, general, "generation_config.json", True),
-        )
+        n_codebooks = numbers.get("n_fine_codebooks", GenerationConfig.n_fine_codebooks)
+        sections["codec"] = {**sections["codec"], "n_codebooks": n_codebooks}
+        parts = {
+            stage: from_fields(
+                kind, _hf_fields(stage, sections[stage]), HF_SECTIONS[stage], partial=True
+            )
+            for stage, kind in get_type_hints(cls).items()
+            if stage in STAGES
+        }
+        return cls(**parts, generation=from_fields(GenerationConfig, numbers, file, partial=True))
 
 
-_HF_NAMES = {"num_layers": "n_layer", "num_heads": "n_head", "hidden_size": "n_embd"}
+HF_SECTIONS = {
+    "semantic": "semantic_config",
+    "coarse": "coarse_acoustics_config",
+    "fine": "fine_acoustics_config",
+    "codec": "codec_config",
+}
+"""The sections of Hugging Face's configuration files, by stage."""
+
 _C = TypeVar("_C")
 
 
-def gpt_fields_from_hf(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a (Fine)GPTConfig that a Hugging Face sub-model section names."""
-    # The class behind the released files has bias=True where the file is silent.
-    renamed = {"bias": True} | {_HF_NAMES.get(key, key): section[key] for key in section}
-    return _known_fields(FineGPTConfig, renamed)
+def _hf_fields(stage: str, section: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A section of Hugging Face's config.json under our names."""
+    if stage == "codec":
+        return section
+    names = {"num_layers": "n_layer", "num_heads": "n_head", "hidden_size": "n_embd"}
+    # The class behind the released files has bias=True where a file is silent.
+    return {"bias": True} | {names.get(key, key): value for key, value in section.items()}
 
 
 def from_fields(cls: type[_C], data: object, where: str, partial: bool = False) -> _C:
@@ -324,10 +319,6 @@ def from_fields(cls: type[_C], data: object, where: str, partial: bool = False) 
         raise CheckpointError(f"{where}: {error}") from None
 
 
-def _known_fields(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: data[name] for name in get_type_hints(cls) if name in data}
-
-
 def _expect_mapping(data: object, where: str) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
         raise CheckpointError(f"{where} must be a JSON object, got {type(data).__name__}")
@@ -341,8 +332,11 @@ def _check_numbers(config: Any) -> None:
             raise CheckpointError(f"{item.name} must be in (0, 10,000,000], got {value}")
 
 
-def _large(config: _C) -> _C:
-    return dataclasses.replace(config, n_layer=24, n_head=16, n_embd=1024)  # type: ignore[type-var]
+_SIZES: dict[str, dict[str, Any]] = {
+    "small": {},
+    "large": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "random": {"n_layer": 2, "n_head": 2, "n_embd": 32},
+}
 
 
 def preset(name: str) -> BarkConfig:
@@ -352,23 +346,13 @@ def preset(name: str) -> BarkConfig:
         name: `"small"` (suno/bark-small), `"large"` (suno/bark) or `"random"`: the released
             vocabularies and windows in two narrow layers.
     """
-    small = BarkConfig()
-    if name == "small":
-        return small
-    if name == "large":
-        return dataclasses.replace(
-            small,
-            semantic=_large(small.semantic),
-            coarse=_large(small.coarse),
-            fine=_large(small.fine),
-        )
-    if name == "random":
-        size: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32}
-        return dataclasses.replace(
-            small,
-            semantic=dataclasses.replace(small.semantic, **size),
-            coarse=dataclasses.replace(small.coarse, **size),
-            fine=dataclasses.replace(small.fine, **size),
-            codec=dataclasses.replace(small.codec, num_filters=4, hidden_size=32),
-        )
-    raise ValueError(f"unknown preset {name!r}; expected 'small', 'large' or 'random'")
+    if name not in _SIZES:
+        raise ValueError(f"unknown preset {name!r}; expected one of {', '.join(_SIZES)}")
+    bark, size = BarkConfig(), _SIZES[name]
+    codec = CodecConfig(num_filters=4, hidden_size=32) if name == "random" else bark.codec
+    return BarkConfig(
+        semantic=dataclasses.replace(bark.semantic, **size),
+        coarse=dataclasses.replace(bark.coarse, **size),
+        fine=dataclasses.replace(bark.fine, **size),
+        codec=codec,
+    )

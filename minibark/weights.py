@@ -55,8 +55,7 @@ VOCAB_REPO = "google-bert/bert-base-multilingual-cased"
 
 State = dict[str, Tensor]
 
-_HF_SECTIONS = {"semantic": "semantic_config", "coarse": "coarse_acoustics_config"}
-_HF_SECTIONS |= {"fine": "fine_acoustics_config", "codec": "codec_config"}
+
 _HF_PREFIXES = {"semantic": "semantic.", "coarse": "coarse_acoustics."}
 _HF_PREFIXES |= {"fine": "fine_acoustics.", "codec": "codec_model."}
 _HF_WORDS = {

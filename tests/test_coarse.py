@@ -222,11 +222,18 @@ def test_progress_counts_every_step(model):
 def test_windows_that_do_not_fit_are_refused(model):
     for history, window in ((1, 60), (0, 60), (630, 139), (768, 1), (630, 0), (60, -5)):
         lengths = {"max_coarse_history": history, "sliding_window_len": window}
-        with pytest.raises(ValueError, match="max_coarse_history .* sliding_window_len") as error:
+        with pytest.raises(ValueError, match="max_coarse_history must") as error:
             generate(model, semantic_tokens(5), Sampling(), **lengths)
         assert str(history) in str(error.value)
         assert str(window) in str(error.value)
-    generate(model, semantic_tokens(250), Sampling(), max_coarse_history=768 - 1)
+
+
+def test_windows_may_fill_the_model(model):
+    lengths = {"max_coarse_history": 708, "sliding_window_len": 60}
+    voice, semantic = VOICES["full"], semantic_tokens(45)
+    prompt = window_prompt(_start(semantic, voice, GENERATION, 708), 60, GENERATION, 708)
+    assert len(prompt) + 60 - 1 == model.config.block_size
+    assert generate(model, semantic, Sampling(), voice=voice, **lengths).shape == (2, 67)
 
 
 @pytest.mark.weights
