@@ -22,6 +22,7 @@ from checkpoints import checkpoint
 from measure import (
     TEXT,
     add_common_options,
+    check_device,
     check_output,
     emit,
     max_duration_s,
@@ -171,6 +172,7 @@ def main() -> None:
     )
     add_common_options(parser)
     args = parser.parse_args()
+    check_device(parser, args.device)
     check_output(parser, args.json)
     try:
         with checkpoint(args.model, args.seed) as model:

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from card import machine_card, print_card
 from checkpoints import checkpoint
-from measure import TEXT, add_common_options, check_output, emit, show, spread, timed
-from sides import SIDES, AbsentError, Array, Prompt, Side, Weights, make_side
+from measure import TEXT, add_common_options, check_device, check_output, emit, show, spread, timed
+from peers import AbsentError, Weights
+from sides import SIDES, Array, Prompt, Side, make_side
 
 import minibark
 from minibark.coarse import n_coarse_steps
@@ -253,7 +254,7 @@ def plot(results: list[dict[str, Any]], title: str, file: Path) -> None:
         below = [seconds["median"] - seconds["min"] for seconds in spreads]
         above = [seconds["max"] - seconds["median"] for seconds in spreads]
         bars = axes.bar(labels, medians, color=colours, yerr=[below, above], capsize=3)
-        axes.bar_label(bars, fmt="%.2g", label_type="center")
+        axes.bar_label(bars, fmt="%.2g", label_type="center", fontsize=7)
         axes.set_title(name)
         axes.tick_params(axis="x", labelrotation=90, labelsize=8)
     figure.supylabel("seconds (lower is better)")
@@ -279,6 +280,7 @@ def parse_arguments() -> argparse.Namespace:
         if not set(names) <= set(known):
             parser.error(f"--{option} must be some of {','.join(known)}")
         setattr(args, option, [name for name in known if name in names])
+    check_device(parser, args.device)
     check_output(parser, args.json, args.plot)
     if args.plot:
         try:
@@ -294,7 +296,7 @@ def open_prompt(model: str, voice: str | None) -> Prompt:
     """The text and voice that all sides are given."""
     bark = minibark.Bark.from_pretrained(model, device="cpu")
     loaded = bark.load_voice(voice)
-    ids = list(map(int, bark.tokenizer.encode(TEXT)))
+    ids = list(bark.tokenizer.encode(TEXT))[: bark.config.generation.max_input_semantic_length]
     return Prompt(TEXT, ids, loaded.to_arrays() if loaded else None)
 
 
@@ -330,8 +332,9 @@ def run(args: argparse.Namespace, model: str) -> None:
     audio_s = n_frames / config.generation.coarse_rate_hz
     whole = tuple(args.stages) == STAGES
     results = [summarize(entry, entries, audio_s if whole else None) for entry in entries]
+    voice = Path(args.voice).name if args.voice else "none"
     title = (
-        f"{args.model}, voice {args.voice}, {args.semantic_tokens} semantic tokens "
+        f"{args.model}, voice {voice}, {args.semantic_tokens} semantic tokens "
         f"({audio_s:.1f} s of audio), {card['cpu'] if device.type == 'cpu' else card['gpu']}, "
         f"{card['threads']} threads, medians of {args.repeats}"
     )

@@ -35,6 +35,7 @@ def machine_card(device: torch.device) -> dict[str, Any]:
         "gpu": gpu.name if gpu else None,
         "gpu_memory_bytes": gpu.total_memory if gpu else None,
         "cuda": torch.version.cuda if gpu else None,
+        "tf32": torch.backends.cuda.matmul.allow_tf32 if gpu else None,
         "os": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},

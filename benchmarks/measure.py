@@ -109,6 +109,12 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_device(parser: argparse.ArgumentParser, device: str) -> None:
+    """Refuse a device that this machine does not have."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        parser.error(f"--device {device}: torch sees no GPU here")
+
+
 def check_output(parser: argparse.ArgumentParser, *places: Path | None) -> None:
     """Refuse an output place before minutes of work rather than after them."""
     for place in places:

@@ -1,0 +1,130 @@
+"""Every benchmark as a user runs it, on a tiny model and a few tokens."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = ("bench_generate.py", "bench_load.py", "bench_upstream.py")
+STAGES = ["semantic", "coarse", "fine", "codec"]
+TINY = ("--model", "random", "--repeats", "1")
+COUNTS = {"semantic": 4, "coarse": 12, "fine": 6, "codec": 6}
+
+pytestmark = pytest.mark.slow
+
+
+def run(script: str, *options: object, path: Path | None = None) -> subprocess.CompletedProcess:
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(path)} if path else {})
+    words = [sys.executable, str(BENCHMARKS / script), *map(str, options)]
+    return subprocess.run(words, capture_output=True, text=True, env=env, timeout=300)
+
+
+def closing_json(done: subprocess.CompletedProcess) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_spread(values: dict[str, float]) -> None:
+    assert 0 < values["min"] <= values["median"] <= values["max"]
+
+
+def assert_card(card: dict[str, Any]) -> None:
+    assert card["cpu"] and card["threads"] >= 1 and card["ram_bytes"] > 0
+    assert card["packages"]["torch"] and card["packages"]["minibark"]
+
+
+@pytest.fixture
+def voice(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "voice.npz"
+    np.savez(
+        path,
+        semantic_prompt=rng.integers(0, 10_000, 40),
+        coarse_prompt=(fine := rng.integers(0, 1024, (8, 60)))[:2],
+        fine_prompt=fine,
+    )
+    return path
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_the_options_and_the_json_line(script: str) -> None:
+    done = run(script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert all(text in done.stdout for text in ("--model", "--repeats", "--json", "JSON"))
+
+
+def test_generate_measures_each_stage_at_each_precision(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    options = ("--semantic-tokens", 4, "--threads", 1, "--precision", "float32", "bfloat16")
+    document = closing_json(run("bench_generate.py", *TINY, *options, "--json", file))
+    assert json.loads(file.read_text()) == document
+    assert_card(document["card"])
+    assert document["card"]["threads"] == 1
+    assert [result["precision"] for result in document["results"]] == ["float32", "bfloat16"]
+    for result in document["results"]:
+        assert {name: figures["tokens"] for name, figures in result["stages"].items()} == COUNTS
+        for figures in result["stages"].values():
+            assert_spread(figures["seconds"])
+            assert figures["tokens_per_s"] > 0
+        assert sum(figures["share"] for figures in result["stages"].values()) == pytest.approx(1)
+        assert_spread(result["total_s"])
+        assert result["audio_s"] == pytest.approx(6 / 75)
+        assert result["rtf"]["median"] == pytest.approx(result["total_s"]["median"] * 75 / 6)
+        assert result["peak_rss_bytes"] > 1e7
+        assert result["peak_gpu_bytes"] is None
+
+
+def test_upstream_gives_all_sides_the_same_weights_and_lengths(voice: Path) -> None:
+    options = ("--semantic-tokens", 4, "--warmup", 0, "--threads", 1, "--voice", voice)
+    document = closing_json(run("bench_upstream.py", *TINY, *options))
+    assert_card(document["card"])
+    results = document["results"]
+    there = [result["side"] for result in results]
+    missing = [absent["side"] for absent in document["absent"]]
+    assert sorted(there + missing) == ["minibark", "suno", "transformers"]
+    assert document["same_weights"] is (True if len(there) > 1 else None)
+    assert list(document["check"]) == STAGES
+    for result in results:
+        assert {name: figures["tokens"] for name, figures in result["stages"].items()} == COUNTS
+        for figures in result["stages"].values():
+            assert_spread(figures["seconds"])
+            assert figures["ratio_to_minibark"]["of_medians"] > 0
+        assert_spread(result["total_s"])
+        assert result["rtf"]["median"] == pytest.approx(result["total_s"]["median"] * 75 / 6)
+    assert results[0]["side"] == "minibark"
+    assert results[0]["total_ratio_to_minibark"]["of_medians"] == 1
+
+
+def test_upstream_names_a_side_that_is_not_installed(tmp_path: Path) -> None:
+    broken = tmp_path / "bark" / "__init__.py"
+    broken.parent.mkdir()
+    broken.write_text("raise ImportError('no such package')\n")
+    options = ("--semantic-tokens", 4, "--sides", "minibark,suno", "--stages", "semantic")
+    document = closing_json(run("bench_upstream.py", *TINY, *options, path=tmp_path))
+    assert [result["side"] for result in document["results"]] == ["minibark"]
+    assert [absent["side"] for absent in document["absent"]] == ["suno"]
+    assert document["results"][0]["rtf"] is None
+
+
+def test_load_measures_seconds_and_memory() -> None:
+    document = closing_json(run("bench_load.py", *TINY, "--import-repeats", 1))
+    assert_card(document["card"])
+    for name in ("load_s", "read_s", "import_torch_s", "import_minibark_s"):
+        assert_spread(document[name])
+    assert document["peak_rss_bytes"] >= document["baseline_rss_bytes"] > 1e7
+    assert document["file_bytes"] > 1e7
+    assert document["peak_over_file"] > document["growth_over_file"] >= 0
+
+
+@pytest.mark.parametrize("script", ["bench_generate.py", "bench_upstream.py"])
+def test_a_length_the_model_cannot_make_is_refused(script: str) -> None:
+    done = run(script, *TINY, "--semantic-tokens", 769)
+    assert done.returncode == 1
+    assert "at most 768" in done.stderr
+    assert "Traceback" not in done.stderr
