@@ -13,6 +13,7 @@ from .files import replacing
 
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 _BLOCK = 1 << 16  # samples; libsndfile's Vorbis encoder overflows its stack on very long writes
+_MAX_SAMPLE_RATE = 192_000  # Hz; the same encoder crashes at 0 and at rates far beyond
 
 
 def check_suffix(path: str | os.PathLike[str]) -> str:
@@ -40,7 +41,8 @@ def encode_audio(
         suffix: `.wav` (16-bit PCM), `.flac` (16-bit) or `.ogg` (Vorbis).
 
     Raises:
-        ValueError: unknown suffix, or audio that is not (N,) finite floats.
+        ValueError: unknown suffix, a sample rate out of range, or audio that is not (N,) finite
+            floats or, for a `.flac`, empty.
     """
     import soundfile
 
@@ -50,7 +52,11 @@ def encode_audio(
         raise ValueError(f"audio must be (N,) floats, got {samples.shape} {samples.dtype}")
     if not np.isfinite(samples).all():
         raise ValueError("audio holds NaN or infinity")
-    pcm = np.rint(np.clip(samples, -1, 1) * 32767).astype(np.int16)
+    if not 1 <= sample_rate <= _MAX_SAMPLE_RATE:
+        raise ValueError(f"sample_rate must be in [1, {_MAX_SAMPLE_RATE}] Hz, got {sample_rate}")
+    if kind == "FLAC" and not len(samples):
+        raise ValueError("there is no audio, and nothing opens a .flac without any; use .wav")
+    pcm = np.rint(np.clip(samples, -1, 1).astype(np.float64) * 32767).astype(np.int16)
     buffer = io.BytesIO()
     with soundfile.SoundFile(
         buffer, "w", samplerate=sample_rate, channels=1, format=kind, subtype=subtype

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from reprlib import repr as brief
 from typing import Any, TypeVar, get_type_hints
 
 STAGES = ("semantic", "coarse", "fine", "codec")
@@ -38,8 +39,6 @@ class GPTConfig:
             raise CheckpointError(
                 f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})"
             )
-        if self.n_layer > 1000:
-            raise CheckpointError(f"n_layer is {self.n_layer}; expected at most 1000")
 
     @property
     def head_size(self) -> int:
@@ -91,15 +90,14 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         _check_numbers(self)
-        if not self.upsampling_ratios or any(not 1 <= r <= 1000 for r in self.upsampling_ratios):
+        if not 1 <= len(self.upsampling_ratios) <= 8:
             raise CheckpointError(
-                f"upsampling_ratios must be whole numbers from 1 to 1000, "
-                f"got {self.upsampling_ratios}"
+                f"expected 1 to 8 upsampling_ratios, got {self.upsampling_ratios}"
             )
-        if max(self.num_residual_layers, self.num_lstm_layers, len(self.upsampling_ratios)) > 16:
-            raise CheckpointError("the codec has more than 16 layers of one kind")
-        if max(self.kernel_size, self.last_kernel_size, self.residual_kernel_size) > 1000:
-            raise CheckpointError("the codec has a kernel of more than 1000 taps")
+        if self.compress > self.num_filters:
+            raise CheckpointError(
+                f"compress ({self.compress}) must be at most num_filters ({self.num_filters})"
+            )
 
     @property
     def hop_length(self) -> int:
@@ -196,6 +194,9 @@ class BarkConfig:
             "sampling_rate / product of upsampling_ratios is coarse_rate_hz": (
                 abs(codec.sampling_rate / codec.hop_length - g.coarse_rate_hz) < 1e-6
             ),
+            "coarse_rate_hz / semantic_rate_hz is in [0.1, 100]": (
+                0.1 <= g.coarse_rate_hz / g.semantic_rate_hz <= 100
+            ),
         }
         for rule, holds in rules.items():
             if not holds:
@@ -216,7 +217,7 @@ class BarkConfig:
         sections = get_type_hints(cls)
         if set(parts) != set(sections):
             raise CheckpointError(
-                f"config must have the sections {sorted(sections)}, got {sorted(map(str, parts))}"
+                f"config must have the sections {sorted(sections)}, got {brief(sorted(parts))}"
             )
         return cls(**{name: from_fields(sections[name], parts[name], name) for name in sections})
 
@@ -238,23 +239,25 @@ class BarkConfig:
         if missing:
             kind = top.get("model_type", "unknown")
             raise CheckpointError(
-                f"config.json (model_type {kind!r:.80}) is not a Bark's: it lacks "
+                f"config.json (model_type {brief(kind)}) is not a Bark's: it lacks "
                 f"{', '.join(missing)}"
             )
         sections = {stage: _expect_mapping(top[part], part) for stage, part in HF_SECTIONS.items()}
         file = "generation_config.json"
-        numbers = dict(_expect_mapping({} if generation is None else generation, file))
-        # Semantic last: max_new_tokens and eos_token_id are in every section and mean its own.
-        for part in ("fine_acoustics_config", "coarse_acoustics_config", "semantic_config"):
-            section = _expect_mapping(numbers.get(part, {}), f"{file} {part}")
-            numbers |= {key: value for key, value in section.items() if value is not None}
+        whole = _expect_mapping({} if generation is None else generation, file)
+        numbers: dict[str, Any] = {}
+        # Every section has every field of transformers' class, most of them null; max_new_tokens
+        # and eos_token_id are the semantic one's, so it comes last.
+        for section in (whole, *(whole.get(part) or {} for part in reversed(HF_SECTIONS.values()))):
+            fields = _expect_mapping(section, file).items()
+            numbers |= {key: value for key, value in fields if value is not None}
         if "eos_token_id" in numbers:
             numbers.setdefault("semantic_pad_token", numbers["eos_token_id"])
         n_codebooks = numbers.get("n_fine_codebooks", GenerationConfig.n_fine_codebooks)
         sections["codec"] = {**sections["codec"], "n_codebooks": n_codebooks}
         parts = {
             stage: from_fields(
-                kind, _hf_fields(stage, sections[stage]), HF_SECTIONS[stage], partial=True
+                kind, released_fields(stage, sections[stage]), HF_SECTIONS[stage], partial=True
             )
             for stage, kind in get_type_hints(cls).items()
             if stage in STAGES
@@ -270,16 +273,31 @@ HF_SECTIONS = {
 }
 """The sections of Hugging Face's configuration files, by stage."""
 
+# How EnCodec can be built, and the only way that `codec.py` knows: the 24 kHz model's.
+_HF_CODEC = {"use_causal_conv": True, "use_conv_shortcut": True, "norm_type": "weight_norm"}
+_HF_CODEC |= {"pad_mode": "reflect", "trim_right_ratio": 1.0, "audio_channels": 1}
+
 _C = TypeVar("_C")
 
 
-def _hf_fields(stage: str, section: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A section of Hugging Face's config.json under our names."""
+def released_fields(stage: str, section: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A section of Hugging Face's config.json, or Suno's model_args, under our names.
+
+    Raises:
+        CheckpointError: an EnCodec that is built otherwise than Bark's.
+    """
     if stage == "codec":
+        for name, value in _HF_CODEC.items():
+            if section.get(name, value) != value:
+                raise CheckpointError(
+                    f"only an EnCodec whose {name} is {value!r} can be used, this one's is "
+                    f"{brief(section[name])}"
+                )
         return section
     names = {"num_layers": "n_layer", "num_heads": "n_head", "hidden_size": "n_embd"}
-    # The class behind the released files has bias=True where a file is silent.
-    return {"bias": True} | {names.get(key, key): value for key, value in section.items()}
+    # What Suno's and transformers' classes, all of them, have where a file is silent.
+    silent = {"bias": True, "input_vocab_size": 10_048, "output_vocab_size": 10_048}
+    return silent | {names.get(key, key): value for key, value in section.items()}
 
 
 def from_fields(cls: type[_C], data: object, where: str, partial: bool = False) -> _C:
@@ -298,8 +316,8 @@ def from_fields(cls: type[_C], data: object, where: str, partial: bool = False) 
     if partial:
         given = {name: value for name, value in given.items() if name in hints}
     elif set(given) != set(hints):
-        odd = ", ".join(sorted(map(str, set(given) ^ set(hints))))
-        raise CheckpointError(f"{where}: missing or unknown fields: {odd}")
+        odd = sorted(map(str, set(given) ^ set(hints)))
+        raise CheckpointError(f"{where}: missing or unknown fields: {brief(odd)}")
     for name, value in given.items():
         hint = hints[name]
         if hint == tuple[int, ...]:
@@ -310,9 +328,8 @@ def from_fields(cls: type[_C], data: object, where: str, partial: bool = False) 
         else:
             ok = type(value) is hint
         if not ok:
-            raise CheckpointError(
-                f"{where}: {name} must be {getattr(hint, '__name__', hint)}, got {value!r:.80}"
-            )
+            kind = getattr(hint, "__name__", hint)
+            raise CheckpointError(f"{where}: {name} must be {kind}, got {brief(value)}")
     try:
         return cls(**given)
     except CheckpointError as error:
@@ -325,11 +342,20 @@ def _expect_mapping(data: object, where: str) -> Mapping[str, Any]:
     return data
 
 
+# The most that a configuration may ask for, far above every real one: beyond, only to build the
+# empty model takes long. Other numbers may be ten million.
+_MOST = {"n_layer": 256, "n_embd": 100_000, "hidden_size": 100_000, "num_filters": 10_000}
+_MOST |= {"n_codebooks": 64, "upsampling_ratios": 1000, "num_residual_layers": 8}
+_MOST |= {"num_lstm_layers": 8, "dilation_growth_rate": 10}
+_MOST |= {"kernel_size": 1000, "last_kernel_size": 1000, "residual_kernel_size": 1000}
+
+
 def _check_numbers(config: Any) -> None:
     for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if type(value) in (int, float) and not 0 < value <= 10_000_000:
-            raise CheckpointError(f"{item.name} must be in (0, 10,000,000], got {value}")
+        value, most = getattr(config, item.name), _MOST.get(item.name, 10_000_000)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, bool) and not 0 < number <= most:
+                raise CheckpointError(f"{item.name} must be in (0, {most:,}], got {brief(number)}")
 
 
 _SIZES: dict[str, dict[str, Any]] = {

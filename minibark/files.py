@@ -13,24 +13,28 @@ from typing import Any
 
 from .config import CheckpointError
 
+_MAX_JSON_BYTES = 1 << 27  # the largest real one, a tokenizer.json, has 2 MB
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary place beside `path` that becomes `path` once the block has succeeded.
 
-    Works for a file and for a directory that is not there yet. After an error or Ctrl-C the
-    temporary place is gone and whatever was at `path` is untouched. Devices and pipes are written
-    in place.
+    The block makes a file there, or a directory; a directory replaces nothing but an empty one.
+    After an error or Ctrl-C the temporary place is gone and whatever was at `path` is untouched.
+    Links are followed. Devices and pipes are written in place.
     """
-    target = Path(path).resolve()
-    if target.exists() and not target.is_file():
+    target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_file() or target.is_dir()):
         yield target
         return
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {target.parent} does not exist; create it first")
-    part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
+    part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.part")
     try:
         yield part
+        if part.is_dir() and target.is_dir():
+            target.rmdir()
         os.replace(part, target)
     finally:
         if part.is_dir():
@@ -60,6 +64,10 @@ def read_json(path: Path) -> Any:
     Raises:
         CheckpointError: not UTF-8 JSON; the text names the file.
     """
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise CheckpointError(
+            f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB: not a checkpoint's"
+        )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

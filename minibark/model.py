@@ -61,9 +61,17 @@ class SelfAttention(nn.Module):
         self.causal = causal
 
     def forward(
-        self, x: Tensor, cache: KVCache | None = None, layer: int = 0, row: int | None = None
+        self,
+        x: Tensor,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        row: int | None = None,
+        start: int = 0,
     ) -> Tensor:
-        """Mix positions of x (B, T, C); with a cache, fill one row of it or decode all its rows."""
+        """Mix positions of x (B, T, C); with a cache, fill one row of it or decode all its rows.
+
+        Only positions from `start` on are given; if causal, `start` is 0 or the last position.
+        """
         q, k, v = (
             part.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, H, T, D)
             for part in self.c_attn(x).chunk(3, dim=-1)
@@ -73,7 +81,8 @@ class SelfAttention(nn.Module):
         else:
             if cache is not None and row is not None:
                 cache.prefill(layer, row, k, v)
-            y = ops.attention(q, k, v, causal=self.causal)
+            causal = self.causal and start < x.shape[1] - 1  # the last position sees everything
+            y = ops.attention(q[:, :, start:], k, v, causal=causal)
         out: Tensor = self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
         return out
 
@@ -103,10 +112,15 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, cache: KVCache | None = None, layer: int = 0, row: int | None = None
+        self,
+        x: Tensor,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        row: int | None = None,
+        start: int = 0,
     ) -> Tensor:
-        """Transform x (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), cache, layer, row)
+        """Transform x (B, T, C); positions from `start` on."""
+        x = x[:, start:] + self.attn(self.ln_1(x), cache, layer, row, start)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -125,17 +139,23 @@ class Transformer(nn.Module):
         )
         self.ln_f = nn.LayerNorm(config.n_embd, bias=norm_bias)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, row: int | None = None) -> Tensor:
-        """Blocks over embedded tokens x (B, T, C), which start at position 0."""
+    def forward(
+        self, x: Tensor, cache: KVCache | None = None, row: int | None = None, start: int = 0
+    ) -> Tensor:
+        """Blocks over embedded tokens x (B, T, C) at positions 0 to T; gives those from `start`."""
         length, block_size = x.shape[1], self.wpe.num_embeddings
         if length > block_size:
             raise ValueError(f"{length} positions do not fit the model's block_size {block_size}")
-        return self.blocks(x + self.wpe.weight[:length], cache, row)
+        return self.blocks(x + self.wpe.weight[:length], cache, row, start)
 
-    def blocks(self, x: Tensor, cache: KVCache | None = None, row: int | None = None) -> Tensor:
-        """All blocks over x (B, T, C), positions already added."""
+    def blocks(
+        self, x: Tensor, cache: KVCache | None = None, row: int | None = None, start: int = 0
+    ) -> Tensor:
+        """All blocks over x (B, T, C), positions already added; gives those from `start` on."""
+        last = len(self.h) - 1
         for layer, block in enumerate(self.h):
-            x = block(x, cache, layer, row)
+            # Below the last layer every position is needed, for its keys and values above.
+            x = block(x, cache, layer, row, start if layer == last else 0)
         return x
 
 
@@ -181,9 +201,10 @@ class GPT(nn.Module):
         Returns:
             (V,) float32 logits of the ids in `head`.
         """
-        x = self.transformer(self._embed(tokens[None], n_merged), cache, row)
+        x = self._embed(tokens[None], n_merged)
         cache.lengths[row] = x.shape[1]
-        return self._logits(x[0, -1], head)
+        x = self.transformer(x, cache, row, start=x.shape[1] - 1)
+        return self._logits(x[0, 0], head)
 
     def decode_one(self, tokens: Tensor, cache: KVCache, *, head: slice) -> Tensor:
         """Append one token to every row of the cache and give the logits that follow.
@@ -256,7 +277,7 @@ class FineGPT(nn.Module):
         x = tables[0](codes[:, :, 0])  # (B, T, C)
         for k in range(1, codebook + 1):
             x = x + tables[k](codes[:, :, k])
-        x = self.transformer.ln_f(self.transformer(x)[:, start:])
+        x = self.transformer.ln_f(self.transformer(x, start=start))
         head = next(tables[codebook - config.n_codes_given + 1].parameters())
         return F.linear(x, head).float()
 

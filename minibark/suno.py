@@ -57,9 +57,7 @@ def preload_models(
     stages = {stage: "suno/bark-small" for stage, small in sizes.items() if small}
     use(
         Bark.from_pretrained(
-            main,
-            stages=stages if main == "suno/bark" else None,
-            device=None if gpu else "cpu",
+            main, stages=stages if main == "suno/bark" else None, device=None if gpu else "cpu"
         )
     )
 

@@ -6,12 +6,13 @@ An output of Bark is a valid voice. The file format is Suno's: an `.npz` with th
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import io
 import os
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,49 +41,62 @@ class Voice:
         semantic: (S,) int64 in [0, 10_000), 49.9 Hz.
         coarse: (2, T) int64 codes in [0, 1024), 75 Hz.
         fine: (8, T) int64 codes in [0, 1024), 75 Hz.
+        origin: the file it was read from, for error texts.
     """
 
     semantic: Tensor
     coarse: Tensor
     fine: Tensor
+    origin: str = field(default="", kw_only=True, repr=False)
 
     def check(self, config: GenerationConfig) -> Voice:
         """This voice, if a model with this configuration can use it.
 
         Raises:
-            VoiceError: a wrong shape or range, or streams whose lengths do not match.
+            VoiceError: a wrong dtype, shape or range, or streams whose lengths do not match.
 
         Source: suno-ai/bark, bark/generation.py, the assertions of generate_coarse.
         """
-        expected = {
-            "semantic": ((None,), config.semantic_vocab_size),
-            "coarse": ((config.n_coarse_codebooks, None), config.codebook_size),
-            "fine": ((config.n_fine_codebooks, None), config.codebook_size),
-        }
-        for part, (shape, end) in expected.items():
-            tokens: Tensor = getattr(self, part)
-            fits = tokens.ndim == len(shape) and shape[0] in (None, tokens.shape[0])
-            if not fits or tokens.shape[-1] == 0:
-                wanted = str(shape).replace("None", "n >= 1")
+        with _naming(self.origin):
+            expected = {
+                "semantic": ((None,), config.semantic_vocab_size),
+                "coarse": ((config.n_coarse_codebooks, None), config.codebook_size),
+                "fine": ((config.n_fine_codebooks, None), config.codebook_size),
+            }
+            for part, (shape, end) in expected.items():
+                tokens: Tensor = getattr(self, part)
+                if tokens.dtype != torch.int64:
+                    raise VoiceError(
+                        f"{part}_prompt must be a torch.int64 tensor, got {tokens.dtype}"
+                    )
+                fits = tokens.ndim == len(shape) and shape[0] in (None, tokens.shape[0])
+                if not fits or tokens.shape[-1] == 0:
+                    wanted = str(shape).replace("None", "n >= 1")
+                    raise VoiceError(
+                        f"{part}_prompt must have shape {wanted}, got {tuple(tokens.shape)}"
+                    )
+                low, high = int(tokens.min()), int(tokens.max())
+                if low < 0 or high >= end:
+                    raise VoiceError(
+                        f"{part}_prompt must hold ids in [0, {end}), got {low} to {high}"
+                    )
+            n_semantic, n_coarse, n_fine = (getattr(self, part).shape[-1] for part in _PARTS)
+            ratio = config.coarse_rate_hz / config.semantic_rate_hz
+            if round(n_coarse / n_semantic, 1) != round(ratio, 1) or n_coarse != n_fine:
                 raise VoiceError(
-                    f"{part}_prompt must have shape {wanted}, got {tuple(tokens.shape)}"
+                    f"the lengths do not match: semantic_prompt has {n_semantic} tokens, "
+                    f"coarse_prompt {n_coarse} and fine_prompt {n_fine} frames; coarse and fine "
+                    f"must be equal, and {ratio:.3f} times semantic to one decimal"
                 )
-            low, high = int(tokens.min()), int(tokens.max())
-            if low < 0 or high >= end:
-                raise VoiceError(f"{part}_prompt must hold ids in [0, {end}), got {low} to {high}")
-        n_semantic, n_coarse, n_fine = (getattr(self, part).shape[-1] for part in _PARTS)
-        ratio = config.coarse_rate_hz / config.semantic_rate_hz
-        if round(n_coarse / n_semantic, 1) != round(ratio, 1) or n_coarse != n_fine:
-            raise VoiceError(
-                f"the lengths do not match: {n_semantic} semantic tokens, {n_coarse} coarse and "
-                f"{n_fine} fine frames; coarse and fine must be equal, and {ratio:.3f} times "
-                "semantic to one decimal"
-            )
         return self
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Any]) -> Voice:
+    def from_arrays(cls, arrays: Mapping[str, Any], origin: str = "") -> Voice:
         """A voice from Suno's dictionary (`semantic_prompt`, `coarse_prompt`, `fine_prompt`).
+
+        Args:
+            arrays: of whole numbers, by these names.
+            origin: the file they come from, for error texts.
 
         Raises:
             VoiceError: an array is missing or does not hold whole numbers.
@@ -90,13 +104,17 @@ class Voice:
         parts = {}
         for part in _PARTS:
             name = f"{part}_prompt"
-            if name not in arrays:
-                raise VoiceError(f"{name} is missing; a voice needs it beside the other two arrays")
-            array = np.asarray(arrays[name])
-            if array.dtype.kind not in "iu":
-                raise VoiceError(f"{name} must hold whole numbers, got dtype {array.dtype}")
-            parts[part] = torch.from_numpy(array.astype(np.int64))
-        return cls(**parts)
+            with _naming(origin):
+                if name not in arrays:
+                    raise VoiceError(
+                        f"{name} is missing; a voice needs it beside the other two arrays"
+                    )
+                with _naming(name):
+                    array = np.asarray(arrays[name])
+                if array.dtype.kind not in "iu":
+                    raise VoiceError(f"{name} must hold whole numbers, got dtype {array.dtype}")
+                parts[part] = torch.from_numpy(array.astype(np.int64))
+        return cls(**parts, origin=origin)
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Suno's dictionary, the inverse of `from_arrays`."""
@@ -122,15 +140,9 @@ class Voice:
             if path.stat().st_size > _MAX_BYTES:
                 raise VoiceError(f"{path} is larger than {_MAX_BYTES >> 20} MiB: not a voice")
             data = io.BytesIO(path.read_bytes())
-            try:
-                # Parsers of hostile bytes raise nearly anything.
+            with _naming(f"{path} is not a readable voice"):
                 arrays |= {f"{part}_prompt": _read_npy(data)} if part else _read_npz(data)
-            except Exception as error:
-                raise VoiceError(f"{path} is not a readable voice: {error}") from error
-        try:
-            return cls.from_arrays(arrays)
-        except VoiceError as error:
-            raise VoiceError(f"{', '.join(map(str, paths.values()))}: {error}") from None
+        return cls.from_arrays(arrays, ", ".join(map(str, paths.values())))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an `.npz` that suno/bark and minibark read.
@@ -141,8 +153,10 @@ class Voice:
         """
         if Path(path).suffix != ".npz":
             raise ValueError(f"a voice file must end in .npz, got {os.fspath(path)!r}")
-        with replacing(path) as part, part.open("wb") as file:
-            np.savez(file, **self.to_arrays())  # type: ignore[arg-type]
+        buffer = io.BytesIO()  # zip files are written with seeks, which devices and pipes lack
+        np.savez(buffer, **self.to_arrays())  # type: ignore[arg-type]
+        with replacing(path) as part:
+            part.write_bytes(buffer.getvalue())
 
 
 class Voices:
@@ -188,7 +202,7 @@ class Voices:
             files[name] = {part: inside(entry[f"{part}_prompt"], str(index)) for part in _PARTS}
         return cls(files, fetch)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._files))
 
     def __len__(self) -> int:
@@ -218,8 +232,17 @@ class Voices:
         return Voice._load({part: self._fetch(path) for part, path in self._files[name].items()})
 
 
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Make any error a VoiceError that says what it is about, if there is anything to say."""
+    try:
+        yield
+    except Exception as error:  # parsers of hostile bytes raise nearly anything
+        text = str(error) or type(error).__name__
+        raise VoiceError(f"{what}: {text}" if what else text) from error
+
+
 def _read_npy(file: BinaryIO) -> np.ndarray[Any, Any]:
-    start = file.tell()
     version = npy_format.read_magic(file)
     read = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
     if version not in read:
@@ -229,17 +252,15 @@ def _read_npy(file: BinaryIO) -> np.ndarray[Any, Any]:
         raise ValueError(f"expected whole numbers, got dtype {dtype}")
     if np.prod(shape, dtype=float) > _MAX_ELEMENTS:
         raise ValueError(f"shape {shape} is too large for a voice")
-    file.seek(start)
+    file.seek(0)
     return npy_format.read_array(file, allow_pickle=False)
 
 
 def _read_npz(file: BinaryIO) -> dict[str, np.ndarray[Any, Any]]:
     arrays = {}
     with zipfile.ZipFile(file) as archive:
-        members = set(archive.namelist())
-        for part in _PARTS:
-            member = f"{part}_prompt.npy"
-            if member in members:
-                with archive.open(member) as stream:
-                    arrays[f"{part}_prompt"] = _read_npy(io.BytesIO(stream.read(_MAX_BYTES)))
+        for name in (f"{part}_prompt" for part in _PARTS):
+            if f"{name}.npy" in archive.namelist():
+                with _naming(name), archive.open(f"{name}.npy") as stream:
+                    arrays[name] = _read_npy(io.BytesIO(stream.read(_MAX_BYTES)))
     return arrays

@@ -9,14 +9,17 @@ Pickles are read once, without running anything in them, and kept as safetensors
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
+import pickle
+import re
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .codec import CodecDecoder, codec_state_dict
 from .config import (
@@ -37,6 +41,7 @@ from .config import (
     GenerationConfig,
     GPTConfig,
     from_fields,
+    released_fields,
 )
 from .files import inside, read_json, replacing
 from .model import GPT, FineGPT
@@ -44,17 +49,14 @@ from .sampling import OnStep
 from .tokenizer import Tokenizer
 from .voice import Voices
 
-PRECISIONS = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
+_DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 KNOWN_MODELS = ("suno/bark-small", "suno/bark")
 CODEC_REPO = "facebook/encodec_24khz"
 VOCAB_REPO = "google-bert/bert-base-multilingual-cased"
 
 State = dict[str, Tensor]
-
 
 _HF_PREFIXES = {"semantic": "semantic.", "coarse": "coarse_acoustics."}
 _HF_PREFIXES |= {"fine": "fine_acoustics.", "codec": "codec_model."}
@@ -104,8 +106,7 @@ class Checkpoint:
 
     def build(self, stage: str, dtype: torch.dtype) -> nn.Module:
         """One stage as a module on the CPU, in evaluation mode; the codec is always float32."""
-        with torch.device("meta"):
-            module = new_module(stage, self.config)
+        module = _shape_of(stage, getattr(self.config, stage))
         dtype = torch.float32 if stage == "codec" else dtype
         state = {name: tensor.to(dtype) for name, tensor in self.states[stage].items()}
         module.load_state_dict(state, strict=True, assign=True)
@@ -114,12 +115,37 @@ class Checkpoint:
 
 def new_module(stage: str, config: BarkConfig) -> nn.Module:
     """The untrained module of a stage."""
+    return _module(stage, getattr(config, stage))
+
+
+def _module(stage: str, part: Any) -> nn.Module:
     if stage == "codec":
-        return CodecDecoder(config.codec)
-    return FineGPT(config.fine) if stage == "fine" else GPT(getattr(config, stage))
+        return CodecDecoder(part)
+    return FineGPT(part) if stage == "fine" else GPT(part)
 
 
-@dataclass(frozen=True)
+class _NoDraws(TorchFunctionMode):
+    """Leaves out the random values of new modules.
+
+    On the meta device torch makes them in Python, for which it imports 900 modules in a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
+
+
+def _shape_of(stage: str, part: Any) -> nn.Module:
+    """The module of a stage on the meta device: shapes without values."""
+    with torch.device("meta"), _NoDraws():
+        return _module(stage, part)
+
+
+@dataclass
 class _Source:
     """Where a checkpoint's files come from: a directory or a hub repository."""
 
@@ -127,10 +153,30 @@ class _Source:
     cache_dir: Path | None
     revision: str | None
     offline: bool
+    unreachable: bool = False  # the hub, when it was last asked; waiting for it once is enough
+
+    @property
+    def path(self) -> Path:
+        return Path(os.path.expanduser(self.name))
 
     @property
     def is_local(self) -> bool:
-        return Path(self.name).expanduser().is_dir()
+        return os.path.isdir(self.path)
+
+    @property
+    def is_suno(self) -> bool:
+        files = () if (self.path / "config.json").is_file() else _SUNO_MD5
+        return self.is_local and any((self.path / name).is_file() for name in files)
+
+    def elsewhere(self, place: str | os.PathLike[str]) -> _Source:
+        """Another place, asked in the same way."""
+        return dataclasses.replace(self, name=os.fspath(place), revision=None)
+
+    def pinned(self) -> _Source:
+        """This source; a repository is held to the commit that its revision means just now."""
+        if self.is_local or os.path.isfile(self.path):
+            return self
+        return dataclasses.replace(self, revision=self.need("config.json").parent.name)
 
     def find(self, filename: str) -> Path | None:
         """The local path of one file, downloaded if need be; None if the source has no such file.
@@ -139,66 +185,61 @@ class _Source:
             FileNotFoundError: no such repository or directory, or no network.
         """
         if self.is_local:
-            path = Path(self.name).expanduser() / filename
+            path = self.path / filename
             return path if path.is_file() else None
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            GatedRepoError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
+        from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
+        place: Any = {"cache_dir": self.cache_dir, "revision": self.revision}
+        is_commit = re.fullmatch("[0-9a-f]{40}", self.revision or "")
+        cause: Exception | None = None
         try:
-            return Path(
-                hf_hub_download(
-                    self.name,
-                    filename,
-                    revision=self.revision,
-                    cache_dir=self.cache_dir,
-                    local_files_only=self.offline,
-                )
-            )
-        except LocalEntryNotFoundError as error:
-            if self.offline and self._is_cached():
-                return None
-            raise FileNotFoundError(
-                f"{filename} of {self.name!r} is not in the local cache and the hub cannot be "
-                f"reached. Fetch it on a machine with network ('minibark convert {self.name} DIR') "
-                "and give its directory as the model"
-            ) from error
-        except EntryNotFoundError:
+            # The client's `local_files_only` would not keep it from asking the hub other things.
+            known = try_to_load_from_cache(self.name, filename, **place)
+            if known is not None and (is_commit or self.offline or self.unreachable):
+                return Path(known) if isinstance(known, str) else None  # it is known to lack it
+            if not (self.offline or self.unreachable):
+                return Path(hf_hub_download(self.name, filename, **place))
+        except errors.LocalEntryNotFoundError as error:
+            self.unreachable, cause = True, error
+        except errors.EntryNotFoundError:
             return None
-        except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-            gated = isinstance(error, GatedRepoError)
+        except errors.GatedRepoError as error:
             raise FileNotFoundError(
-                f"access to {self.name!r} on the hub is restricted: log in with 'hf auth login'"
-                if gated
-                else f"no model {self.name!r}: neither a directory here nor a repository on the hub"
-                + (f" at revision {self.revision!r}" if self.revision else "")
-                + f". Known models: {', '.join(KNOWN_MODELS)}"
+                f"access to {self.name!r} on the hub is restricted: ask for it on its page, then "
+                "log in with 'hf auth login'"
             ) from error
-        except OSError as error:
+        except errors.RevisionNotFoundError as error:
             raise FileNotFoundError(
-                f"{filename} of {self.name!r} could not be fetched: {error}"
+                f"{self.name!r} on the hub has no revision {self.revision!r}"
             ) from error
+        except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+            raise FileNotFoundError(
+                f"no model {self.name!r}: neither a directory here nor a repository on the hub. "
+                f"Known models: {', '.join(KNOWN_MODELS)}"
+            ) from error
+        except Exception as error:  # the errors of whatever HTTP library the client uses
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise FileNotFoundError(
+                f"{filename} of {self.name!r} could not be fetched: {reason}"
+            ) from error
+        if isinstance(try_to_load_from_cache(self.name, "config.json", **place), str):
+            return None
+        raise FileNotFoundError(
+            f"{filename} of {self.name!r} is not in the local cache and the hub cannot be "
+            f"reached. Fetch it on a machine with network ('minibark convert {self.name} DIR') "
+            "and give its directory as the model"
+        ) from cause
 
     def need(self, filename: str) -> Path:
         """As `find`, for a file that must be there."""
         path = self.find(filename)
         if path is None:
-            raise FileNotFoundError(f"{self.name} has no {filename}; the checkpoint is incomplete")
+            is_cache = not self.is_local and (self.offline or self.unreachable)
+            raise FileNotFoundError(
+                f"{self.name} has no {filename}{' in the local cache' if is_cache else ''}; the "
+                "checkpoint is incomplete"
+            )
         return path
-
-    def _is_cached(self) -> bool:
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(
-            self.name, "config.json", cache_dir=self.cache_dir, revision=self.revision
-        )
-        return isinstance(found, str)
 
 
 def open_checkpoint(
@@ -229,15 +270,13 @@ def open_checkpoint(
     if unknown:
         raise ValueError(f"unknown stage {unknown.pop()!r}; expected one of {', '.join(STAGES)}")
     cache = None if cache_dir is None else Path(cache_dir)
-    source = _Source(os.fspath(name), cache, revision, offline)
-    elsewhere = stages or {}
-    config, states = _open_states(source, [stage for stage in STAGES if stage not in elsewhere])
-    for stage, place in elsewhere.items():
-        other = dataclasses.replace(source, name=os.fspath(place), revision=None)
-        part, states[stage] = _open_stage(other, stage, config)
-        config = dataclasses.replace(config, **{stage: part})
-    for stage in STAGES:
-        _check_state(stage, states[stage], config, source.name)
+    source = _Source(os.fspath(name), cache, revision, offline).pinned()
+    others = stages or {}
+    config, states = _open_states(source, [stage for stage in STAGES if stage not in others])
+    for stage, place in others.items():
+        part, states[stage] = _open_stage(source.elsewhere(place).pinned(), stage, config)
+        with _naming(f"{source.name} with the {stage} model of {os.fspath(place)}"):
+            config = dataclasses.replace(config, **{stage: part})
     tokenizer = _open_tokenizer(source)
     voices = _voices_in(voices_dir) if voices_dir else _open_voices(source)
     if len(tokenizer) + config.generation.text_encoding_offset > config.semantic.input_vocab_size:
@@ -250,49 +289,57 @@ def open_checkpoint(
 
 def _open_states(source: _Source, wanted: Collection[str]) -> tuple[BarkConfig, dict[str, State]]:
     """Configuration and states of the wanted stages of one source, whatever its layout."""
-    path = Path(source.name).expanduser()
-    if path.is_file():
+    if os.path.isfile(source.path):
         raise CheckpointError(
-            f"{path} is a file; a model is the directory it lies in, or a hub repository"
+            f"{source.path} is a file; a model is the directory it lies in, or a hub repository"
         )
-    if _is_suno(source):
+    if source.is_suno:
         opened = {stage: _open_suno_stage(source, stage) for stage in wanted}
-        config = BarkConfig(**{stage: part for stage, (part, _) in opened.items()})
+        with _naming(source.path):
+            config = BarkConfig(**{stage: part for stage, (part, _) in opened.items()})
         return config, {stage: state for stage, (_, state) in opened.items()}
     config, is_ours = _open_config(source)
-    if not is_ours:
-        flat = _read_hf(source)
-        return config, {
-            stage: _hf_state(stage, _strip(flat, _HF_PREFIXES[stage]), config.codec, source.name)
-            for stage in wanted
-        }
-    flat = read_safetensors(source.need("model.safetensors"))[0]
-    extra = [key for key in flat if key.partition(".")[0] not in STAGES]
+    if is_ours:
+        path = source.need("model.safetensors")
+        flat, prefixes = read_safetensors(path)[0], {stage: f"{stage}." for stage in STAGES}
+    else:
+        path, flat = _read_hf(source)
+        prefixes = _HF_PREFIXES
+    extra = [key for key in flat if not key.startswith(tuple(prefixes.values()))]
     if extra:
-        raise CheckpointError(f"{source.name}: unknown tensors {_some(extra)}")
-    return config, {stage: _strip(flat, f"{stage}.") for stage in wanted}
-
-
-def _is_suno(source: _Source) -> bool:
-    path = Path(source.name).expanduser()
-    return source.is_local and any((path / name).is_file() for name in _SUNO_MD5)
+        raise CheckpointError(f"{path}: unknown tensors {_some(extra)}")
+    states = {}
+    for stage in wanted:
+        state = _strip(flat, prefixes[stage])
+        if not is_ours:
+            state = _hf_state(stage, state, config.codec, os.fspath(path))
+        states[stage] = _checked(stage, state, getattr(config, stage), path)
+    return config, states
 
 
 def _open_config(source: _Source) -> tuple[BarkConfig, bool]:
     """The configuration of a directory or repository in our layout (True) or Hugging Face's."""
-    document = read_json(source.need("config.json"))
+    path = source.need("config.json")
+    document = read_json(path)
     if isinstance(document, dict) and document.get("format") == "minibark":
-        return BarkConfig.from_dict(document.get("config")), True
+        with _naming(path):
+            if document.get("version") != 1:
+                raise CheckpointError("written by a newer minibark; update this one")
+            return BarkConfig.from_dict(document.get("config")), True
     generation = source.find("generation_config.json")
-    return BarkConfig.from_hf(document, generation and read_json(generation)), False
+    constants = generation and read_json(generation)
+    with _naming(path):
+        return BarkConfig.from_hf(document, constants), False
 
 
 def _open_voices(source: _Source) -> Voices:
     index = source.find("speaker_embeddings_path.json")
     if index is not None:
-        return Voices.from_index(index, source.need)
-    path = Path(source.name).expanduser()
-    return Voices.from_directory(path if _is_suno(source) else path / "voices")
+        again = dataclasses.replace(source, unreachable=False)
+        return Voices.from_index(index, lambda name: dataclasses.replace(again).need(name))
+    if source.is_suno:
+        return Voices.from_directory(source.path)
+    return Voices.from_directory(source.need("config.json").parent / "voices")
 
 
 def open_voices(
@@ -308,8 +355,8 @@ def open_voices(
     Arguments and errors are those of `open_checkpoint`.
     """
     cache = None if cache_dir is None else Path(cache_dir)
-    source = _Source(os.fspath(name), cache, revision, offline)
-    generation = GenerationConfig() if _is_suno(source) else _open_config(source)[0].generation
+    source = _Source(os.fspath(name), cache, revision, offline).pinned()
+    generation = GenerationConfig() if source.is_suno else _open_config(source)[0].generation
     return _voices_in(voices_dir) if voices_dir else _open_voices(source), generation
 
 
@@ -322,92 +369,112 @@ def _voices_in(folder: str | os.PathLike[str]) -> Voices:
 
 def _open_stage(source: _Source, stage: str, base: BarkConfig) -> tuple[Any, State]:
     """Configuration and state of one stage, from any layout."""
-    path = Path(source.name).expanduser()
-    if path.is_file():
-        return _open_suno_file(path, stage, source.cache_dir)
-    if source.is_local and not (path / "config.json").is_file():
+    if os.path.isfile(source.path):
+        return _open_suno_file(source.path, stage, source.cache_dir)
+    config_path = source.find("config.json")
+    if config_path is None:
         return _open_suno_stage(source, stage)
-    config_json = read_json(source.need("config.json"))
-    if stage == "codec" and isinstance(config_json, dict) and "num_filters" in config_json:
-        codec = from_fields(CodecConfig, config_json, "config.json", partial=True)
-        codec = dataclasses.replace(codec, n_codebooks=base.generation.n_fine_codebooks)
-        return codec, _hf_state(stage, _read_hf(source), codec, source.name)
+    document = read_json(config_path)
+    if stage == "codec" and isinstance(document, dict) and "num_filters" in document:
+        with _naming(config_path):
+            fields = {**released_fields(stage, document), "n_codebooks": base.codec.n_codebooks}
+            codec = from_fields(CodecConfig, fields, "codec", partial=True)
+        path, flat = _read_hf(source)
+        state = _codec_state(flat, codec, os.fspath(path))
+        return codec, _checked(stage, state, codec, path)
     config, states = _open_states(source, [stage])
     return getattr(config, stage), states[stage]
 
 
 def _open_suno_stage(source: _Source, stage: str) -> tuple[Any, State]:
-    path = Path(source.name).expanduser()
     if stage == "codec":
-        found = sorted(path.glob("encodec_24khz*.th"))
+        found = sorted(source.path.glob("encodec_24khz*.th"))
         if found:
             return _open_suno_file(found[0], stage, source.cache_dir)
-        inner = path / "encodec_24khz"
-        place = os.fspath(inner) if inner.is_dir() else CODEC_REPO
-        return _open_stage(dataclasses.replace(source, name=place), stage, BarkConfig())
+        inner = source.path / "encodec_24khz"
+        other = source.elsewhere(inner if inner.is_dir() else CODEC_REPO)
+        return _open_stage(other.pinned(), stage, BarkConfig())
     name = _SUNO_NAMES[stage]
     for filename in (f"{name}_2.pt", f"{name}.pt"):
-        if (path / filename).is_file():
-            return _open_suno_file(path / filename, stage, source.cache_dir)
-    raise FileNotFoundError(f"{path} has neither {name}_2.pt (large) nor {name}.pt (small)")
+        if (source.path / filename).is_file():
+            return _open_suno_file(source.path / filename, stage, source.cache_dir)
+    raise FileNotFoundError(f"{source.path} has neither {name}_2.pt (large) nor {name}.pt (small)")
 
 
-def _open_suno_file(
-    path: Path, stage: str, cache_dir: str | os.PathLike[str] | None
-) -> tuple[Any, State]:
+def _open_suno_file(path: Path, stage: str, cache_dir: Path | None) -> tuple[Any, State]:
     """One stage from Suno's `.pt`, or the codec from facebook's `.th`.
 
     Source: suno-ai/bark, bark/generation.py, _load_model.
     """
-    state, metadata = read_safetensors(_as_safetensors(path, cache_dir))
+    state, metadata = _read_any(path, cache_dir)
     if stage == "codec":
-        return CodecConfig(), _named(path, lambda: codec_state_dict(state, CodecConfig()))
-    if "model_args" not in metadata:
+        config: Any = CodecConfig()
+        state = _codec_state(state, config, os.fspath(path))
+    elif "model_args" not in metadata:
         raise CheckpointError(f"{path} has no model_args: not one of Suno's text, coarse or fine")
-    args = dict(json.loads(metadata["model_args"]))
-    if "vocab_size" in args:
-        vocab_size = args.pop("vocab_size")
-        args.setdefault("input_vocab_size", vocab_size)
-        args.setdefault("output_vocab_size", vocab_size)
-    kind = FineGPTConfig if stage == "fine" else GPTConfig
-    config = from_fields(kind, {"bias": True} | args, f"{path} model_args", partial=True)
-    state = {key.removeprefix("_orig_mod."): tensor for key, tensor in state.items()}
-    return config, _gpt_state(stage, state, os.fspath(path))
+    else:
+        kind = FineGPTConfig if stage == "fine" else GPTConfig
+        with _naming(path):
+            args = dict(json.loads(metadata["model_args"]))
+            if "vocab_size" in args:
+                size = args["vocab_size"]
+                args = {"input_vocab_size": size, "output_vocab_size": size} | args
+            config = from_fields(kind, released_fields(stage, args), "model_args", partial=True)
+        state = {key.removeprefix("_orig_mod."): tensor for key, tensor in state.items()}
+        state = _gpt_state(stage, state, os.fspath(path))
+    return config, _checked(stage, state, config, path)
 
 
-def _read_hf(source: _Source) -> State:
-    """All tensors of a Hugging Face checkpoint, under their own names."""
-    for filename, is_index in (
-        ("model.safetensors", False),
-        ("model.safetensors.index.json", True),
-        ("pytorch_model.bin", False),
-        ("pytorch_model.bin.index.json", True),
-    ):
-        path = source.find(filename)
-        if path is None:
-            continue
-        if not is_index:
-            return _read_any(path, source.cache_dir)
-        index = read_json(path)
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{path} has no weight_map")
-        shards = sorted({inside(name, os.fspath(path)) for name in weight_map.values()})
-        state: State = {}
-        for shard in shards:
-            state |= _read_any(source.need(shard), source.cache_dir)
-        missing = set(weight_map) - set(state)
-        if missing:
-            raise CheckpointError(f"{path} lists tensors that no shard has: {_some(missing)}")
-        return state
+def _read_hf(source: _Source) -> tuple[Path, State]:
+    """All tensors of a Hugging Face checkpoint under their own names, and the file that has them.
+
+    Of a checkpoint in parts, the file is the index.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (path := source.find(name)) is not None:
+            return path, _read_any(path, source.cache_dir)[0]
+        if (path := source.find(f"{name}.index.json")) is not None:
+            return path, _read_parts(path, source)
     raise FileNotFoundError(
         f"{source.name} has neither model.safetensors nor pytorch_model.bin (nor an index of parts)"
     )
 
 
-def _read_any(path: Path, cache_dir: str | os.PathLike[str] | None) -> State:
-    mapped = path if path.suffix == ".safetensors" else _as_safetensors(path, cache_dir)
-    return read_safetensors(mapped)[0]
+def _read_parts(index: Path, source: _Source) -> State:
+    document = read_json(index)
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index} has no weight_map")
+    state: State = {}
+    for part in sorted({inside(name, os.fspath(index)) for name in weight_map.values()}):
+        state |= _read_any(source.need(part), source.cache_dir)[0]
+    missing = set(weight_map) - set(state)
+    if missing:
+        raise CheckpointError(f"{index} lists tensors that no part has: {_some(missing)}")
+    return state
+
+
+def _read_any(path: Path, cache_dir: Path | None) -> tuple[State, dict[str, str]]:
+    """Tensors and metadata of a safetensors or pickle file, of the latter through the cache."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    base = Path(cache_dir or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    real, stat = path.resolve(), path.stat()
+    key = hashlib.sha256(f"{real}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    copy = base / "minibark" / f"{path.stem}-{key}.safetensors"
+    with contextlib.suppress(CheckpointError):  # a damaged copy is made anew
+        if copy.is_file():
+            return read_safetensors(copy)
+    state, metadata = read_pickle(path)
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(copy) as part:
+            _save(state, part, metadata)
+    except OSError as error:
+        warnings.warn(f"no faster copy of {path} can be kept: {error}", stacklevel=2)
+        return state, metadata
+    log.info("keeping %s as %s", path, copy)
+    return read_safetensors(copy)
 
 
 def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
@@ -420,25 +487,19 @@ def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, OverflowError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # parsers of hostile bytes raise nearly anything
         raise CheckpointError(
             f"{path} is damaged or not a safetensors file ({error}); fetch it again"
         ) from error
 
 
-def _as_safetensors(path: Path, cache_dir: str | os.PathLike[str] | None) -> Path:
-    """A safetensors copy of a pickle checkpoint, made once and kept in the cache."""
-    base = Path(cache_dir or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    real, stat = path.resolve(), path.stat()
-    key = hashlib.sha256(f"{real}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    copy = base / "minibark" / f"{path.stem}-{key}.safetensors"
-    if not copy.is_file():
-        state, metadata = read_pickle(path)
-        log.info("keeping %s as %s", path, copy)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(copy) as part:
-            save_file(state, part, metadata)
-    return copy
+def _save(state: State, path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(state, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def read_pickle(path: Path) -> tuple[State, dict[str, str]]:
@@ -468,42 +529,57 @@ def read_pickle(path: Path) -> tuple[State, dict[str, str]]:
         np.dtype,
         *dtypes,
     ]
+    with path.open("rb") as file:
+        is_zip = zipfile.is_zipfile(file)
     try:
-        # Parsers of hostile bytes raise nearly anything.
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                if any(member.compress_type for member in archive.infolist()):
+                    raise ValueError("it is compressed, as no checkpoint is")
         with torch.serialization.safe_globals(allowed):
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except OSError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        if "Unsupported" in reason or "GLOBAL" in reason:
-            reason = "it asks for a class that a checkpoint has no use for, which is refused: " + (
-                reason.partition("Unsupported ")[2] or reason
-            )
-        raise CheckpointError(f"{path} cannot be read: {reason[:300]}") from error
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        return _plain(content)
+    except Exception as error:  # parsers of hostile bytes raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            # torch's own text also tells how to run what is in the file
+            reason = re.split(r"WeightsUnpickler error: |trusted source\. ", reason)[-1]
+            reason = re.split(r" Check the doc| whose module| Please use", reason)[0]
+            reason = f"it holds more than tensors and plain values, which is refused: {reason}"
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint ({reason[:300]}); fetch it again"
+        ) from error
+
+
+def _plain(content: object) -> tuple[State, dict[str, str]]:
+    """Tensors and metadata of an unpickled checkpoint, each tensor in a place of its own."""
     metadata = {}
     if isinstance(content, dict) and "model" in content:
-        args = content.get("model_args", {})
-        if not isinstance(args, dict):
-            raise CheckpointError(f"{path}: model_args is not a dictionary")
-        metadata["model_args"] = json.dumps({str(k): v for k, v in args.items()}, default=str)
+        if "model_args" in content:
+            if not isinstance(content["model_args"], dict):
+                raise ValueError("model_args is not a dictionary")
+            metadata["model_args"] = json.dumps(content["model_args"], default=str)
         content = content["model"]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(f"{path} is not a dictionary of tensors")
+    if not isinstance(content, dict) or {isinstance(v, Tensor) for v in content.values()} != {True}:
+        raise ValueError("it is not a dictionary of tensors")
     state: State = {}
-    seen: set[int] = set()
+    places: set[int] = set()
     for name, tensor in content.items():
-        shared = tensor.data_ptr() in seen
-        seen.add(tensor.data_ptr())
-        state[str(name)] = tensor.clone() if shared else tensor.contiguous()
+        tensor = tensor.detach()
+        is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not is_dense or tensor.dtype not in _DTYPES:
+            raise ValueError(f"{name} is no plain tensor: {tensor.layout}, {tensor.dtype}")
+        storage = tensor.untyped_storage()
+        if tensor.nbytes > storage.nbytes():
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)} repeats few values")
+        state[str(name)] = tensor.clone() if storage.data_ptr() in places else tensor.contiguous()
+        places.add(storage.data_ptr())
     return state, metadata
 
 
 def _hf_state(stage: str, state: State, codec: CodecConfig, where: str) -> State:
     if stage == "codec":
-        return _named(where, lambda: codec_state_dict(state, codec))
+        return _codec_state(state, codec, where)
     renamed = {}
     for key, tensor in state.items():
         words = [_HF_WORDS.get(word, word) for word in key.split(".")]
@@ -517,22 +593,28 @@ def _gpt_state(stage: str, state: State, where: str) -> State:
     kept = {key: tensor for key, tensor in state.items() if not key.endswith(".attn.bias")}
     if stage != "fine":
         return kept
-    for key in [key for key in kept if key.startswith("lm_heads.")]:
-        index = key.split(".")[1]
-        head, table = (
-            kept.pop(key),
-            f"transformer.wtes.{int(index) + 1 if index.isdigit() else 0}.weight",
-        )
-        if not torch.equal(head, kept.setdefault(table, head)):
+    for key in [key for key in kept if re.fullmatch(r"lm_heads\.[0-9]{1,2}\.weight", key)]:
+        table = f"transformer.wtes.{int(key.split('.')[1]) + 1}.weight"
+        head = kept.pop(key)
+        tied = kept.setdefault(table, head)
+        if head.dtype != tied.dtype or not torch.equal(head, tied):
             raise CheckpointError(
                 f"{where}: {key} differs from {table}; in Bark's fine model they are one table"
             )
     return kept
 
 
-def _check_state(stage: str, state: State, config: BarkConfig, where: str) -> None:
-    with torch.device("meta"):
-        expected = new_module(stage, config).state_dict()
+def _codec_state(state: State, config: CodecConfig, where: str) -> State:
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() and not name.startswith("encoder."):
+            raise CheckpointError(f"{where}: codec {name} holds {tensor.dtype}, not floats")
+    with _naming(where), _NoDraws():
+        return codec_state_dict(state, config)
+
+
+def _checked(stage: str, state: State, part: Any, where: Path) -> State:
+    """The state, if it is one of the stage with this configuration."""
+    expected = _shape_of(stage, part).state_dict()
     missing, extra = set(expected) - set(state), set(state) - set(expected)
     if missing or extra:
         texts = [f"lacks {_some(missing)}"] * bool(missing) + [
@@ -547,19 +629,24 @@ def _check_state(stage: str, state: State, config: BarkConfig, where: str) -> No
             )
         if not tensor.is_floating_point():
             raise CheckpointError(f"{where}: {stage} {name} holds {tensor.dtype}, not floats")
+    return state
 
 
 def _open_tokenizer(source: _Source) -> Tokenizer:
     vocab = source.find("vocab.txt")
     if vocab is None and (packed := source.find("tokenizer.json")) is not None:
         content = read_json(packed)
-        ids = content.get("model", {}).get("vocab") if isinstance(content, dict) else None
-        if not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids))):
+        model = content.get("model") if isinstance(content, dict) else None
+        ids = model.get("vocab") if isinstance(model, dict) else None
+        if not isinstance(ids, dict) or not all(type(index) is int for index in ids.values()):
             raise CheckpointError(f"{packed} has no WordPiece vocabulary")
-        return Tokenizer(sorted(ids, key=ids.__getitem__))
+        if sorted(ids.values()) != list(range(len(ids))):
+            raise CheckpointError(f"{packed}: the ids of its vocabulary are not 0, 1, 2 ...")
+        with _naming(packed):
+            return Tokenizer(sorted(ids, key=ids.__getitem__))
     if vocab is None:
         try:
-            vocab = dataclasses.replace(source, name=VOCAB_REPO, revision=None).need("vocab.txt")
+            vocab = source.elsewhere(VOCAB_REPO).need("vocab.txt")
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{source.name} has no vocab.txt; put the one of {VOCAB_REPO} there ({error})"
@@ -600,8 +687,6 @@ def convert(
     checkpoint = open_checkpoint(source, **options)
     names = list(checkpoint.voices) if voices is None else list(voices)
     states = {stage: _narrow(stage, state, dtype) for stage, state in checkpoint.states.items()}
-    if target.is_dir():
-        target.rmdir()
     save_checkpoint(dataclasses.replace(checkpoint, states=states), target, names, on_step)
 
 
@@ -615,7 +700,7 @@ def save_checkpoint(
 
     Args:
         checkpoint: what to write.
-        directory: where; it must not exist.
+        directory: where; it must not exist, or be empty.
         voices: names of the voices to take along.
         on_step: told of progress.
     """
@@ -626,7 +711,7 @@ def save_checkpoint(
             for stage, state in checkpoint.states.items()
             for name, tensor in state.items()
         }
-        save_file(flat, part / "model.safetensors", {"format": "pt"})
+        _save(flat, part / "model.safetensors", {"format": "pt"})
         document = {"format": "minibark", "version": 1, "config": checkpoint.config.to_dict()}
         (part / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         checkpoint.tokenizer.save(part / "vocab.txt")
@@ -659,11 +744,13 @@ def parse_precision(name: str) -> torch.dtype:
     return PRECISIONS[name]
 
 
-def _named(where: object, read: Callable[[], State]) -> State:
+@contextlib.contextmanager
+def _naming(where: object) -> Iterator[None]:
+    """Make an error about a value a CheckpointError that says where the value is."""
     try:
-        return read()
-    except ValueError as error:
-        raise CheckpointError(f"{where}: codec: {error}") from error
+        yield
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
 
 
 def _strip(state: State, prefix: str) -> State:

@@ -6,6 +6,7 @@ tokens.
 
 import copy
 import dataclasses
+import json
 import os
 from contextlib import contextmanager
 from functools import cache
@@ -15,11 +16,13 @@ from types import ModuleType
 import oracles
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minibark.config import GPTConfig, preset
+from minibark.config import BarkConfig, GPTConfig, preset
 from minibark.model import GPT, FineGPT
 from minibark.sampling import Sampling
+from minibark.tokenizer import Tokenizer
 from minibark.voice import Voice
 from minibark.weights import new_module
 
@@ -81,12 +84,29 @@ def ending_early(model: GPT) -> GPT:
     return model
 
 
+def save_checkpoint(directory: Path, config: BarkConfig, stages: dict[str, nn.Module]) -> None:
+    """Write a checkpoint in minibark's own layout, with a voice named `v2/made`."""
+    states = {stage: module.state_dict() for stage, module in stages.items()}
+    flat = {f"{stage}.{key}": value for stage in states for key, value in states[stage].items()}
+    save_file(flat, directory / "model.safetensors")
+    document = {"format": "minibark", "version": 1, "config": config.to_dict()}
+    (directory / "config.json").write_text(json.dumps(document))
+    Tokenizer.characters().save(directory / "vocab.txt")
+    (directory / "voices" / "v2").mkdir(parents=True)
+    made_voice().save(directory / "voices" / "v2" / "made.npz")
+
+
 def random_voice(n_semantic: int, seed: int = 0) -> Voice:
     generator = torch.Generator().manual_seed(seed)
     n_frames = round(n_semantic * RATIO)
     semantic = torch.randint(10_000, (n_semantic,), generator=generator)
     fine = torch.randint(1024, (8, n_frames), generator=generator)
     return Voice(semantic, fine[:2], fine)
+
+
+def made_voice() -> Voice:
+    """A voice with which `ending_early` does not end at once."""
+    return random_voice(300, seed=5)
 
 
 def streams(*seeds: int) -> list[torch.Generator]:

@@ -100,6 +100,18 @@ def test_ties_at_the_kth_value_are_kept_as_in_suno():
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
 
 
+def test_a_mass_of_just_p_is_not_enough_as_in_suno():
+    model = copy.deepcopy(random_bark.random_stage("semantic"))
+    logit, best = first_logits(model).max(0)
+    row = model.lm_head.weight[best] * (200 / logit)
+    model.lm_head.weight.zero_()[[70, 700]] = row
+    for top_p in (0.49, 0.5, 0.51):
+        theirs, _ = suno_distribution(model, temp=0.7, top_p=top_p)
+        ours = probabilities(first_logits(model), Sampling(0.7, top_p=top_p))
+        n_kept = 1 if top_p < 0.5 else 2  # which of two equals goes is open
+        assert (ours > 0).sum() == (theirs > 0).sum() == n_kept
+
+
 def test_filters_come_before_temperature():
     logits = torch.tensor([[0.0, math.log(0.5), math.log(0.25), math.log(0.25)]])
     hot = probabilities(logits, Sampling(100.0, top_p=0.6))

@@ -7,14 +7,7 @@ from pathlib import Path
 import pytest
 import random_bark
 import torch
-from random_bark import (
-    GENERATION,
-    GREEDY,
-    assert_same_tokens,
-    random_voice,
-    streams,
-    suno_history,
-)
+from random_bark import GENERATION, GREEDY, assert_same_tokens, random_voice, streams, suno_history
 from torch import Tensor
 from transformers import BertTokenizer
 
@@ -169,8 +162,9 @@ def test_the_end_is_tested_after_the_filters_as_in_suno(ending, suno, prompt, fi
 
 
 def test_an_end_at_the_first_step_gives_no_tokens(model, suno, prompt):
-    assert suno(model, min_eos_p=0.0).shape == (0,)
-    assert_same_tokens(generate(model, prompt(), Sampling(), min_eos_p=0.0), torch.zeros(0))
+    for sampling, choice in ((Sampling(), {}), (Sampling(0), {"top_k": 1})):
+        assert suno(model, min_eos_p=0.0, **choice).shape == (0,)
+        assert_same_tokens(generate(model, prompt(), sampling, min_eos_p=0.0), torch.zeros(0))
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(0)], ids=["drawn", "greedy"])
@@ -189,6 +183,8 @@ def test_a_duration_is_reached_by_the_token_that_passes_it_as_in_suno(model, sun
     for limit in (1e-9, 0.02, 1 / 49.9, 0.3, *sums[5:20:3], *(n / 49.9 for n in range(2, 20, 4))):
         theirs = suno(model, max_gen_duration_s=limit)
         assert_same_tokens(generate(model, prompt(), Sampling(), max_duration_s=limit), theirs)
+    for n in (766, 767, 768):
+        assert max_semantic_steps(GENERATION, (n - 0.5) / 49.9) == n
     assert max_semantic_steps(GENERATION, None) == max_semantic_steps(GENERATION, 1e9) == 768
 
 
@@ -203,14 +199,14 @@ def test_the_model_s_own_limit_is_sunos(model, suno, prompt, limit):
 
 @pytest.mark.parametrize("n_words", [1, 255, 256])
 def test_text_up_to_256_tokens_is_read_whole(model, suno, prompt, n_words, recwarn):
-    text = " ".join("abcdefgh"[i % 8] for i in range(n_words))
+    text = " ".join("abcdefg"[i % 7] for i in range(n_words))
     theirs = suno(model, text, max_gen_duration_s=0.1)
     assert_same_tokens(generate(model, prompt(text), Sampling(), max_duration_s=0.1), theirs)
     assert not [warning for warning in recwarn if "tokens" in str(warning.message)]
 
 
 def test_longer_text_is_cut_as_in_suno_with_a_warning_that_says_how_much(model, suno, prompt):
-    text = " ".join("abcdefgh"[i % 8] for i in range(320))
+    text = " ".join("abcdefg"[i % 7] for i in range(320))
     theirs = suno(model, text, max_gen_duration_s=0.2)
     with pytest.warns(UserWarning, match=r"has 320 tokens, Bark reads 256: the last 64 \(20 %\)"):
         ids = prompt(text)
@@ -242,12 +238,16 @@ def test_a_row_of_a_batch_gets_what_it_gets_alone(ending, prompt, sampling):
     texts = ["a", TEXT, "b" * 90, "Hello"]
     prompts = [prompt(t, v) for t, v in zip(texts, list(VOICES.values())[:4], strict=True)]
     options = {"max_duration_s": 1.2, "min_eos_p": 0.1}
-    alone = [generate(ending, ids, sampling, i, **options) for i, ids in enumerate(prompts)]
-    batch = generate_semantic(ending, prompts, GENERATION, sampling, streams(0, 1, 2, 3), **options)
-    for row, expected in zip(batch, alone, strict=True):
-        assert_same_tokens(row, expected)
+    own, shared = streams(0, 1, 2, 3), streams(0, 1, 2, 3)
+    batch = generate_semantic(ending, prompts, GENERATION, sampling, shared, **options)
+    for i, row in enumerate(batch):
+        (alone,) = generate_semantic(
+            ending, [prompts[i]], GENERATION, sampling, [own[i]], **options
+        )
+        assert_same_tokens(row, alone)
+        assert torch.equal(shared[i].get_state(), own[i].get_state())  # no draw after the end
     if not sampling.greedy:
-        assert len({len(row) for row in alone}) > 2, "some must end while others go on"
+        assert len({len(row) for row in batch}) > 2, "some must end while others go on"
 
 
 def test_a_row_without_a_stream_draws_from_torchs_own(model, prompt):
