@@ -398,9 +398,11 @@ class Bark:
     def _generator(self, seed: Seed) -> torch.Generator | None:
         if seed is None or isinstance(seed, torch.Generator):
             return seed
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+            raise ValueError(f"seed must be a whole number or a torch.Generator, got {seed!r}")
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {seed}")
-        return torch.Generator(self.device).manual_seed(seed)
+        return torch.Generator(self.device).manual_seed(int(seed))
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[Any]:
@@ -429,7 +431,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, ImportError) as error:
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error
     return chosen
@@ -437,16 +439,14 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 def _ids(tokens: TokensLike, name: str, ndim: int, end: int) -> Tensor:
     """Tokens of a caller as an int64 tensor on the CPU, checked for shape and range."""
-    ids = torch.as_tensor(tokens)
-    if ids.numel() == 0:
-        ids = ids.to(torch.int64)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(f"{name} must hold whole numbers, got {ids.dtype}")
-    if ids.ndim != ndim:
-        raise ValueError(f"{name} must have {ndim} dimension(s), got shape {tuple(ids.shape)}")
-    ids = ids.cpu().to(torch.int64)
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < end:
-        raise ValueError(
-            f"{name} must hold ids in [0, {end}), got {int(ids.min())} to {int(ids.max())}"
-        )
-    return ids
+    try:
+        array = tokens.cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of whole numbers: {error}") from error
+    if array.dtype.kind not in "iu" and (array.size or array.dtype.kind != "f"):
+        raise ValueError(f"{name} must hold whole numbers, got {array.dtype}")
+    if array.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimension(s), got shape {array.shape}")
+    if array.size and not 0 <= array.min() <= array.max() < end:
+        raise ValueError(f"{name} must hold ids in [0, {end}), got {array.min()} to {array.max()}")
+    return torch.from_numpy(array.astype(np.int64, order="C"))

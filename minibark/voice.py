@@ -1,12 +1,11 @@
 """Voices: the token triples that tell Bark how to sound.
 
-An output of Bark is a valid voice. The file format is Suno's: an `.npz` with the arrays
+An output of Bark is a valid voice (from a fifth of a second on). The file format is Suno's: an `.npz` with the arrays
 `semantic_prompt`, `coarse_prompt` and `fine_prompt`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import io
 import os
@@ -22,7 +21,7 @@ from numpy.lib import format as npy_format
 from torch import Tensor
 
 from .config import GenerationConfig
-from .files import inside, read_json, replacing
+from .files import inside, naming, read_json, replacing
 
 _PARTS = ("semantic", "coarse", "fine")
 _MAX_BYTES = 1 << 26
@@ -57,7 +56,7 @@ class Voice:
 
         Source: suno-ai/bark, bark/generation.py, the assertions of generate_coarse.
         """
-        with _naming(self.origin):
+        with naming(self.origin, VoiceError):
             expected = {
                 "semantic": ((None,), config.semantic_vocab_size),
                 "coarse": ((config.n_coarse_codebooks, None), config.codebook_size),
@@ -104,12 +103,12 @@ class Voice:
         parts = {}
         for part in _PARTS:
             name = f"{part}_prompt"
-            with _naming(origin):
+            with naming(origin, VoiceError):
                 if name not in arrays:
                     raise VoiceError(
                         f"{name} is missing; a voice needs it beside the other two arrays"
                     )
-                with _naming(name):
+                with naming(name, VoiceError):
                     array = np.asarray(arrays[name])
                 if array.dtype.kind not in "iu":
                     raise VoiceError(f"{name} must hold whole numbers, got dtype {array.dtype}")
@@ -135,12 +134,12 @@ class Voice:
         """A voice from one `.npz` (key "") or from one `.npy` per part."""
         arrays: dict[str, Any] = {}
         for part, path in paths.items():
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise FileNotFoundError(f"no voice file at {path}")
             if path.stat().st_size > _MAX_BYTES:
                 raise VoiceError(f"{path} is larger than {_MAX_BYTES >> 20} MiB: not a voice")
             data = io.BytesIO(path.read_bytes())
-            with _naming(f"{path} is not a readable voice"):
+            with naming(f"{path} is not a readable voice", VoiceError):
                 arrays |= {f"{part}_prompt": _read_npy(data)} if part else _read_npz(data)
         return cls.from_arrays(arrays, ", ".join(map(str, paths.values())))
 
@@ -232,16 +231,6 @@ class Voices:
         return Voice._load({part: self._fetch(path) for part, path in self._files[name].items()})
 
 
-@contextlib.contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Make any error a VoiceError that says what it is about, if there is anything to say."""
-    try:
-        yield
-    except Exception as error:  # parsers of hostile bytes raise nearly anything
-        text = str(error) or type(error).__name__
-        raise VoiceError(f"{what}: {text}" if what else text) from error
-
-
 def _read_npy(file: BinaryIO) -> np.ndarray[Any, Any]:
     version = npy_format.read_magic(file)
     read = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
@@ -261,6 +250,6 @@ def _read_npz(file: BinaryIO) -> dict[str, np.ndarray[Any, Any]]:
     with zipfile.ZipFile(file) as archive:
         for name in (f"{part}_prompt" for part in _PARTS):
             if f"{name}.npy" in archive.namelist():
-                with _naming(name), archive.open(f"{name}.npy") as stream:
+                with naming(name, VoiceError), archive.open(f"{name}.npy") as stream:
                     arrays[name] = _read_npy(io.BytesIO(stream.read(_MAX_BYTES)))
     return arrays

@@ -15,20 +15,15 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 import re
 import warnings
-import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .codec import CodecDecoder, codec_state_dict
@@ -43,20 +38,26 @@ from .config import (
     from_fields,
     released_fields,
 )
-from .files import inside, read_json, replacing
+from .files import (
+    State,
+    inside,
+    naming,
+    read_json,
+    read_pickle,
+    read_safetensors,
+    reason,
+    replacing,
+    save_safetensors,
+)
 from .model import GPT, FineGPT
 from .sampling import OnStep
 from .tokenizer import Tokenizer
 from .voice import Voices
 
-_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
-_DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 KNOWN_MODELS = ("suno/bark-small", "suno/bark")
 CODEC_REPO = "facebook/encodec_24khz"
 VOCAB_REPO = "google-bert/bert-base-multilingual-cased"
-
-State = dict[str, Tensor]
 
 _HF_PREFIXES = {"semantic": "semantic.", "coarse": "coarse_acoustics."}
 _HF_PREFIXES |= {"fine": "fine_acoustics.", "codec": "codec_model."}
@@ -150,7 +151,7 @@ class _Source:
     """Where a checkpoint's files come from: a directory or a hub repository."""
 
     name: str
-    cache_dir: Path | None
+    cache_dir: str | os.PathLike[str] | None
     revision: str | None
     offline: bool
     unreachable: bool = False  # the hub, when it was last asked; waiting for it once is enough
@@ -186,7 +187,7 @@ class _Source:
         """
         if self.is_local:
             path = self.path / filename
-            return path if path.is_file() else None
+            return path if os.path.isfile(path) else None
         from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
         place: Any = {"cache_dir": self.cache_dir, "revision": self.revision}
@@ -203,25 +204,18 @@ class _Source:
             self.unreachable, cause = True, error
         except errors.EntryNotFoundError:
             return None
-        except errors.GatedRepoError as error:
-            raise FileNotFoundError(
-                f"access to {self.name!r} on the hub is restricted: ask for it on its page, then "
-                "log in with 'hf auth login'"
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise FileNotFoundError(
-                f"{self.name!r} on the hub has no revision {self.revision!r}"
-            ) from error
-        except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-            raise FileNotFoundError(
-                f"no model {self.name!r}: neither a directory here nor a repository on the hub. "
-                f"Known models: {', '.join(KNOWN_MODELS)}"
-            ) from error
-        except Exception as error:  # the errors of whatever HTTP library the client uses
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise FileNotFoundError(
-                f"{filename} of {self.name!r} could not be fetched: {reason}"
-            ) from error
+        except Exception as error:  # among them those of the HTTP library that the client uses
+            if isinstance(error, errors.GatedRepoError):
+                text = f"access to {self.name!r} on the hub is restricted: ask for it on its page, "
+                text += "then log in with 'hf auth login'"
+            elif isinstance(error, errors.RevisionNotFoundError):
+                text = f"{self.name!r} on the hub has no revision {self.revision!r}"
+            elif isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+                text = f"no model {self.name!r}: neither a directory here nor a repository on the "
+                text += f"hub. Known models: {', '.join(KNOWN_MODELS)}"
+            else:
+                text = f"{filename} of {self.name!r} could not be fetched: {reason(error)}"
+            raise FileNotFoundError(text) from error
         if isinstance(try_to_load_from_cache(self.name, "config.json", **place), str):
             return None
         raise FileNotFoundError(
@@ -269,16 +263,14 @@ def open_checkpoint(
     unknown = set(stages or {}) - set(STAGES)
     if unknown:
         raise ValueError(f"unknown stage {unknown.pop()!r}; expected one of {', '.join(STAGES)}")
-    cache = None if cache_dir is None else Path(cache_dir)
-    source = _Source(os.fspath(name), cache, revision, offline).pinned()
+    source = _Source(os.fspath(name), cache_dir, revision, offline).pinned()
     others = stages or {}
     config, states = _open_states(source, [stage for stage in STAGES if stage not in others])
     for stage, place in others.items():
         part, states[stage] = _open_stage(source.elsewhere(place).pinned(), stage, config)
-        with _naming(f"{source.name} with the {stage} model of {os.fspath(place)}"):
+        with naming(f"{source.name} with the {stage} model of {os.fspath(place)}"):
             config = dataclasses.replace(config, **{stage: part})
-    tokenizer = _open_tokenizer(source)
-    voices = _voices_in(voices_dir) if voices_dir else _open_voices(source)
+    tokenizer, voices = _open_tokenizer(source), _open_voices(source, voices_dir)
     if len(tokenizer) + config.generation.text_encoding_offset > config.semantic.input_vocab_size:
         raise CheckpointError(
             f"{source.name}: the vocabulary has {len(tokenizer)} tokens, the text model "
@@ -295,7 +287,7 @@ def _open_states(source: _Source, wanted: Collection[str]) -> tuple[BarkConfig, 
         )
     if source.is_suno:
         opened = {stage: _open_suno_stage(source, stage) for stage in wanted}
-        with _naming(source.path):
+        with naming(source.path):
             config = BarkConfig(**{stage: part for stage, (part, _) in opened.items()})
         return config, {stage: state for stage, (_, state) in opened.items()}
     config, is_ours = _open_config(source)
@@ -322,17 +314,22 @@ def _open_config(source: _Source) -> tuple[BarkConfig, bool]:
     path = source.need("config.json")
     document = read_json(path)
     if isinstance(document, dict) and document.get("format") == "minibark":
-        with _naming(path):
+        with naming(path):
             if document.get("version") != 1:
                 raise CheckpointError("written by a newer minibark; update this one")
             return BarkConfig.from_dict(document.get("config")), True
     generation = source.find("generation_config.json")
     constants = generation and read_json(generation)
-    with _naming(path):
+    with naming(path):
         return BarkConfig.from_hf(document, constants), False
 
 
-def _open_voices(source: _Source) -> Voices:
+def _open_voices(source: _Source, voices_dir: str | os.PathLike[str] | None) -> Voices:
+    if voices_dir is not None:
+        voices = Voices.from_directory(voices_dir)
+        if not len(voices):
+            raise FileNotFoundError(f"no .npz voices under {os.fspath(voices_dir)}")
+        return voices
     index = source.find("speaker_embeddings_path.json")
     if index is not None:
         again = dataclasses.replace(source, unreachable=False)
@@ -354,17 +351,9 @@ def open_voices(
 
     Arguments and errors are those of `open_checkpoint`.
     """
-    cache = None if cache_dir is None else Path(cache_dir)
-    source = _Source(os.fspath(name), cache, revision, offline).pinned()
+    source = _Source(os.fspath(name), cache_dir, revision, offline).pinned()
     generation = GenerationConfig() if source.is_suno else _open_config(source)[0].generation
-    return _voices_in(voices_dir) if voices_dir else _open_voices(source), generation
-
-
-def _voices_in(folder: str | os.PathLike[str]) -> Voices:
-    voices = Voices.from_directory(folder)
-    if not len(voices):
-        raise FileNotFoundError(f"no .npz voices under {os.fspath(folder)}")
-    return voices
+    return _open_voices(source, voices_dir), generation
 
 
 def _open_stage(source: _Source, stage: str, base: BarkConfig) -> tuple[Any, State]:
@@ -376,7 +365,7 @@ def _open_stage(source: _Source, stage: str, base: BarkConfig) -> tuple[Any, Sta
         return _open_suno_stage(source, stage)
     document = read_json(config_path)
     if stage == "codec" and isinstance(document, dict) and "num_filters" in document:
-        with _naming(config_path):
+        with naming(config_path):
             fields = {**released_fields(stage, document), "n_codebooks": base.codec.n_codebooks}
             codec = from_fields(CodecConfig, fields, "codec", partial=True)
         path, flat = _read_hf(source)
@@ -401,7 +390,9 @@ def _open_suno_stage(source: _Source, stage: str) -> tuple[Any, State]:
     raise FileNotFoundError(f"{source.path} has neither {name}_2.pt (large) nor {name}.pt (small)")
 
 
-def _open_suno_file(path: Path, stage: str, cache_dir: Path | None) -> tuple[Any, State]:
+def _open_suno_file(
+    path: Path, stage: str, cache_dir: str | os.PathLike[str] | None
+) -> tuple[Any, State]:
     """One stage from Suno's `.pt`, or the codec from facebook's `.th`.
 
     Source: suno-ai/bark, bark/generation.py, _load_model.
@@ -414,7 +405,7 @@ def _open_suno_file(path: Path, stage: str, cache_dir: Path | None) -> tuple[Any
         raise CheckpointError(f"{path} has no model_args: not one of Suno's text, coarse or fine")
     else:
         kind = FineGPTConfig if stage == "fine" else GPTConfig
-        with _naming(path):
+        with naming(path):
             args = dict(json.loads(metadata["model_args"]))
             if "vocab_size" in args:
                 size = args["vocab_size"]
@@ -454,7 +445,7 @@ def _read_parts(index: Path, source: _Source) -> State:
     return state
 
 
-def _read_any(path: Path, cache_dir: Path | None) -> tuple[State, dict[str, str]]:
+def _read_any(path: Path, cache_dir: str | os.PathLike[str] | None) -> tuple[State, dict[str, str]]:
     """Tensors and metadata of a safetensors or pickle file, of the latter through the cache."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
@@ -465,11 +456,12 @@ def _read_any(path: Path, cache_dir: Path | None) -> tuple[State, dict[str, str]
     with contextlib.suppress(CheckpointError):  # a damaged copy is made anew
         if copy.is_file():
             return read_safetensors(copy)
+    _warn_unless_published(path)
     state, metadata = read_pickle(path)
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         with replacing(copy) as part:
-            _save(state, part, metadata)
+            save_safetensors(state, part, metadata)
     except OSError as error:
         warnings.warn(f"no faster copy of {path} can be kept: {error}", stacklevel=2)
         return state, metadata
@@ -477,104 +469,18 @@ def _read_any(path: Path, cache_dir: Path | None) -> tuple[State, dict[str, str]
     return read_safetensors(copy)
 
 
-def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    """The tensors of a file, memory-mapped, and its metadata.
-
-    Raises:
-        CheckpointError: truncated, damaged or not safetensors; the text names the file.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except OSError:
-        raise
-    except Exception as error:  # parsers of hostile bytes raise nearly anything
-        raise CheckpointError(
-            f"{path} is damaged or not a safetensors file ({error}); fetch it again"
-        ) from error
-
-
-def _save(state: State, path: Path, metadata: dict[str, str]) -> None:
-    try:
-        save_file(state, path, metadata)
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
-
-
-def read_pickle(path: Path) -> tuple[State, dict[str, str]]:
-    """The tensors of a `torch.save` file, and its `model_args` (as JSON) if it has any.
-
-    Nothing in the file is executed: only tensors and plain values are allowed.
-
-    Raises:
-        CheckpointError: truncated, damaged, or asking for any other class.
-    """
+def _warn_unless_published(path: Path) -> None:
     expected = _SUNO_MD5.get(path.name)
-    if expected is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
-        if found != expected:
-            warnings.warn(
-                f"{path.name} is not the file that Suno published in 2023 (md5 {found}, expected "
-                f"{expected}); it is read all the same",
-                stacklevel=2,
-            )
-    # `best_val_loss` in Suno's files is a NumPy scalar.
-    scalar = np.float64(0).__reduce__()[0]
-    dtypes = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")]
-    allowed: list[Any] = [
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        *dtypes,
-    ]
+    if expected is None:
+        return
     with path.open("rb") as file:
-        is_zip = zipfile.is_zipfile(file)
-    try:
-        if is_zip:
-            with zipfile.ZipFile(path) as archive:
-                if any(member.compress_type for member in archive.infolist()):
-                    raise ValueError("it is compressed, as no checkpoint is")
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-        return _plain(content)
-    except Exception as error:  # parsers of hostile bytes raise nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):
-            # torch's own text also tells how to run what is in the file
-            reason = re.split(r"WeightsUnpickler error: |trusted source\. ", reason)[-1]
-            reason = re.split(r" Check the doc| whose module| Please use", reason)[0]
-            reason = f"it holds more than tensors and plain values, which is refused: {reason}"
-        raise CheckpointError(
-            f"{path} is damaged or not a checkpoint ({reason[:300]}); fetch it again"
-        ) from error
-
-
-def _plain(content: object) -> tuple[State, dict[str, str]]:
-    """Tensors and metadata of an unpickled checkpoint, each tensor in a place of its own."""
-    metadata = {}
-    if isinstance(content, dict) and "model" in content:
-        if "model_args" in content:
-            if not isinstance(content["model_args"], dict):
-                raise ValueError("model_args is not a dictionary")
-            metadata["model_args"] = json.dumps(content["model_args"], default=str)
-        content = content["model"]
-    if not isinstance(content, dict) or {isinstance(v, Tensor) for v in content.values()} != {True}:
-        raise ValueError("it is not a dictionary of tensors")
-    state: State = {}
-    places: set[int] = set()
-    for name, tensor in content.items():
-        tensor = tensor.detach()
-        is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not is_dense or tensor.dtype not in _DTYPES:
-            raise ValueError(f"{name} is no plain tensor: {tensor.layout}, {tensor.dtype}")
-        storage = tensor.untyped_storage()
-        if tensor.nbytes > storage.nbytes():
-            raise ValueError(f"{name} of shape {tuple(tensor.shape)} repeats few values")
-        state[str(name)] = tensor.clone() if storage.data_ptr() in places else tensor.contiguous()
-        places.add(storage.data_ptr())
-    return state, metadata
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found != expected:
+        warnings.warn(
+            f"{path.name} is not the file that Suno published in 2023 (md5 {found}, expected "
+            f"{expected}); it is read all the same",
+            stacklevel=2,
+        )
 
 
 def _hf_state(stage: str, state: State, codec: CodecConfig, where: str) -> State:
@@ -608,7 +514,7 @@ def _codec_state(state: State, config: CodecConfig, where: str) -> State:
     for name, tensor in state.items():
         if not tensor.is_floating_point() and not name.startswith("encoder."):
             raise CheckpointError(f"{where}: codec {name} holds {tensor.dtype}, not floats")
-    with _naming(where), _NoDraws():
+    with naming(where), _NoDraws():
         return codec_state_dict(state, config)
 
 
@@ -642,7 +548,7 @@ def _open_tokenizer(source: _Source) -> Tokenizer:
             raise CheckpointError(f"{packed} has no WordPiece vocabulary")
         if sorted(ids.values()) != list(range(len(ids))):
             raise CheckpointError(f"{packed}: the ids of its vocabulary are not 0, 1, 2 ...")
-        with _naming(packed):
+        with naming(packed):
             return Tokenizer(sorted(ids, key=ids.__getitem__))
     if vocab is None:
         try:
@@ -711,7 +617,7 @@ def save_checkpoint(
             for stage, state in checkpoint.states.items()
             for name, tensor in state.items()
         }
-        _save(flat, part / "model.safetensors", {"format": "pt"})
+        save_safetensors(flat, part / "model.safetensors", {"format": "pt"})
         document = {"format": "minibark", "version": 1, "config": checkpoint.config.to_dict()}
         (part / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         checkpoint.tokenizer.save(part / "vocab.txt")
@@ -742,15 +648,6 @@ def parse_precision(name: str) -> torch.dtype:
     if name not in PRECISIONS:
         raise ValueError(f"unknown precision {name!r}; expected one of {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
-
-
-@contextlib.contextmanager
-def _naming(where: object) -> Iterator[None]:
-    """Make an error about a value a CheckpointError that says where the value is."""
-    try:
-        yield
-    except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{where}: {error}") from error
 
 
 def _strip(state: State, prefix: str) -> State:

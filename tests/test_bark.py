@@ -120,16 +120,18 @@ def test_a_seed_decides_everything_and_leaves_torchs_stream_alone(bark):
 
 
 @pytest.mark.parametrize("voice", [None, "v2/made"])
-def test_generate_is_its_four_stages_in_turn(bark, voice):
-    (stream,) = streams(7)
-    options = {"top_k": 100, "top_p": 0.95, "seed": stream}
-    text = {"temperature": 0.9, "min_eos_p": 0.1, "max_duration_s": 0.5}
+@pytest.mark.parametrize("filters", [{"top_k": 30}, {"top_p": 0.5}], ids=str)
+def test_generate_is_its_four_stages_in_turn(bark, voice, filters):
+    (stream,) = streams(3)
+    options = filters | {"seed": stream}
+    text = {"temperature": 0.9, "min_eos_p": 0.6, "max_duration_s": 0.5}
     tokens = bark.tokenizer.encode(TEXT)
     semantic = bark.text_to_semantic(tokens, voice, **text, **options)
+    assert len(semantic) > 5
     coarse = bark.semantic_to_coarse(semantic, voice, temperature=0.6, **options)
     fine = bark.coarse_to_fine(coarse, voice, temperature=0.3, seed=stream)
     audio = bark.decode(fine)
-    options |= {"waveform_temperature": 0.6, "fine_temperature": 0.3, "seed": 7} | text
+    options |= {"waveform_temperature": 0.6, "fine_temperature": 0.3, "seed": 3} | text
     assert_same_voice(bark.generate_voice(TEXT, voice, **options), Voice(semantic, coarse, fine))
     assert np.array_equal(bark.generate(TEXT, voice, **options), audio)
 
@@ -275,6 +277,15 @@ WRONG = [
 def test_wrong_input_is_named(bark, method, arguments, message):
     with pytest.raises(ValueError, match=message):
         getattr(bark, method)(**arguments)
+
+
+@pytest.mark.parametrize("name", ["waveform_temperature", "fine_temperature", "top_p", "voice"])
+def test_wrong_input_is_refused_before_the_first_step(bark, name):
+    def on_step(*step: object) -> None:
+        pytest.fail(f"{step} ran")
+
+    with pytest.raises(ValueError):
+        bark.generate(TEXT, **{name: -1}, on_step=on_step, **BRIEF)
 
 
 def test_wrong_places_and_precisions_are_named(directory):

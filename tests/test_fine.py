@@ -111,7 +111,9 @@ def test_codes_are_sunos_for_released_voices(model, suno, name):
 
 @pytest.mark.parametrize("n_history", [0, 512])
 def test_no_frames_give_no_codes(model, n_history):
-    fine = generate(model, random_codes(0), Sampling(), voice=voice_of(n_history))
+    (stream, untouched), voice = streams(0, 0), voice_of(n_history)
+    (fine,) = generate_fine(model, [random_codes(0)], [voice], GENERATION, Sampling(), [stream])
+    assert torch.equal(stream.get_state(), untouched.get_state())
     assert fine.shape == (8, 0)
     assert fine.dtype == torch.int64
 
@@ -129,9 +131,12 @@ def test_a_row_of_a_batch_gets_what_it_gets_alone(model, sampling):
     lengths, histories = [20, 1300, 0, 600], [601, 0, 0, 150]
     coarses = [random_codes(n) for n in lengths]
     voices = [voice_of(n) for n in histories]
-    batch = generate_fine(model, coarses, voices, GENERATION, sampling, streams(0, 1, 2, 3))
+    own, shared = streams(0, 1, 2, 3), streams(0, 1, 2, 3)
+    batch = generate_fine(model, coarses, voices, GENERATION, sampling, shared)
     for i, row in enumerate(batch):
-        assert_same_tokens(row, generate(model, coarses[i], sampling, i, voices[i]))
+        (alone,) = generate_fine(model, [coarses[i]], [voices[i]], GENERATION, sampling, [own[i]])
+        assert_same_tokens(row, alone)
+        assert torch.equal(shared[i].get_state(), own[i].get_state())
 
 
 def test_progress_counts_codebooks_of_buffers(model):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from minibark import Bark, BarkConfig, CheckpointError, Tokenizer, convert
 from minibark.config import STAGES, preset
+from minibark.files import read_pickle
 from minibark.voice import Voice, Voices
 from minibark.weights import Checkpoint, new_module, open_checkpoint, save_checkpoint
 
@@ -693,6 +694,25 @@ def test_a_pickle_holds_plain_tensors_only(value, text, hf_bin, tmp_path, cache)
     with pytest.raises(CheckpointError, match=rf"pytorch_model\.bin.*({text})"):
         opened(folder, cache_dir=cache)
     assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("whole", "damaged"),
+    [
+        (b"J\xff\xff\xff\xffK\x00t", b"J\xff\xff\xff\xffK\x3ft"),  # flags of the dtype
+        (b"X\x02\x00\x00\x00f4", b"X\x02\x00\x00\x00O8"),  # a dtype of pointers
+    ],
+    ids=["flags", "pointers"],
+)
+def test_numpys_own_unpickling_is_not_used(whole, damaged, tmp_path):
+    """Damaged arguments can crash it, and the only NumPy value in a checkpoint is of no use."""
+    content = {"model": {"a": ONE}, "best_val_loss": np.float32(2.5)}
+    torch.save(content, tmp_path / "a.bin", _use_new_zipfile_serialization=False)
+    script = (tmp_path / "a.bin").read_bytes()
+    assert script.count(whole) == 1
+    (tmp_path / "a.bin").write_bytes(script.replace(whole, damaged))
+    state, _ = read_pickle(tmp_path / "a.bin")
+    assert state == {"a": ONE}
 
 
 def test_a_pickle_that_is_compressed_is_refused(hf_bin, tmp_path, cache):
