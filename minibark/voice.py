@@ -1,7 +1,7 @@
 """Voices: the token triples that tell Bark how to sound.
 
-An output of Bark is a valid voice (from a fifth of a second on). The file format is Suno's: an `.npz` with the arrays
-`semantic_prompt`, `coarse_prompt` and `fine_prompt`.
+An output of Bark, from a fifth of a second on, is a valid voice. The file format is Suno's: an
+`.npz` with the arrays `semantic_prompt`, `coarse_prompt` and `fine_prompt`.
 """
 
 from __future__ import annotations

@@ -229,10 +229,7 @@ def test_weight_norm_is_folded_in_float32():
     torch.testing.assert_close(folded["x.weight"], torch.full((1, 40, 40), 0.05))
 
 
-@pytest.mark.parametrize(
-    "missing",
-    ["weight_g", "weight_v", *ORIGINALS],
-)
+@pytest.mark.parametrize("missing", ["weight_g", "weight_v", *ORIGINALS])
 def test_half_a_weight_norm_is_refused(missing):
     state = {"x.weight_g": torch.ones(2, 1, 1), "x.weight_v": torch.ones(2, 3, 4)}
     if "original" in missing:
