@@ -1,4 +1,4 @@
-"""Checkpoints: find, download, read safely, rename, convert.
+"""Checkpoints: recognise their layout, rename, check, convert.
 
 Three layouts are read: ours (`config.json` with `"format": "minibark"`), Hugging Face's
 (`suno/bark`, `suno/bark-small`) and Suno's (`text.pt`, `coarse.pt`, `fine.pt`, or the large
@@ -45,17 +45,16 @@ from .files import (
     read_json,
     read_pickle,
     read_safetensors,
-    reason,
     replacing,
     save_safetensors,
 )
+from .hub import Source
 from .model import GPT, FineGPT
 from .sampling import OnStep
 from .tokenizer import Tokenizer
 from .voice import Voices
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-KNOWN_MODELS = ("suno/bark-small", "suno/bark")
 CODEC_REPO = "facebook/encodec_24khz"
 VOCAB_REPO = "google-bert/bert-base-multilingual-cased"
 
@@ -146,96 +145,6 @@ def _shape_of(stage: str, part: Any) -> nn.Module:
         return _module(stage, part)
 
 
-@dataclass
-class _Source:
-    """Where a checkpoint's files come from: a directory or a hub repository."""
-
-    name: str
-    cache_dir: str | os.PathLike[str] | None
-    revision: str | None
-    offline: bool
-    unreachable: bool = False  # the hub, when it was last asked; waiting for it once is enough
-
-    @property
-    def path(self) -> Path:
-        return Path(os.path.expanduser(self.name))
-
-    @property
-    def is_local(self) -> bool:
-        return os.path.isdir(self.path)
-
-    @property
-    def is_suno(self) -> bool:
-        files = () if (self.path / "config.json").is_file() else _SUNO_MD5
-        return self.is_local and any((self.path / name).is_file() for name in files)
-
-    def elsewhere(self, place: str | os.PathLike[str]) -> _Source:
-        """Another place, asked in the same way."""
-        return dataclasses.replace(self, name=os.fspath(place), revision=None)
-
-    def pinned(self) -> _Source:
-        """This source; a repository is held to the commit that its revision means just now."""
-        if self.is_local or os.path.isfile(self.path):
-            return self
-        return dataclasses.replace(self, revision=self.need("config.json").parent.name)
-
-    def find(self, filename: str) -> Path | None:
-        """The local path of one file, downloaded if need be; None if the source has no such file.
-
-        Raises:
-            FileNotFoundError: no such repository or directory, or no network.
-        """
-        if self.is_local:
-            path = self.path / filename
-            return path if os.path.isfile(path) else None
-        from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
-
-        place: Any = {"cache_dir": self.cache_dir, "revision": self.revision}
-        is_commit = re.fullmatch("[0-9a-f]{40}", self.revision or "")
-        cause: Exception | None = None
-        try:
-            # The client's `local_files_only` would not keep it from asking the hub other things.
-            known = try_to_load_from_cache(self.name, filename, **place)
-            if known is not None and (is_commit or self.offline or self.unreachable):
-                return Path(known) if isinstance(known, str) else None  # it is known to lack it
-            if not (self.offline or self.unreachable):
-                return Path(hf_hub_download(self.name, filename, **place))
-        except errors.LocalEntryNotFoundError as error:
-            self.unreachable, cause = True, error
-        except errors.EntryNotFoundError:
-            return None
-        except Exception as error:  # among them those of the HTTP library that the client uses
-            if isinstance(error, errors.GatedRepoError):
-                text = f"access to {self.name!r} on the hub is restricted: ask for it on its page, "
-                text += "then log in with 'hf auth login'"
-            elif isinstance(error, errors.RevisionNotFoundError):
-                text = f"{self.name!r} on the hub has no revision {self.revision!r}"
-            elif isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
-                text = f"no model {self.name!r}: neither a directory here nor a repository on the "
-                text += f"hub. Known models: {', '.join(KNOWN_MODELS)}"
-            else:
-                text = f"{filename} of {self.name!r} could not be fetched: {reason(error)}"
-            raise FileNotFoundError(text) from error
-        if isinstance(try_to_load_from_cache(self.name, "config.json", **place), str):
-            return None
-        raise FileNotFoundError(
-            f"{filename} of {self.name!r} is not in the local cache and the hub cannot be "
-            f"reached. Fetch it on a machine with network ('minibark convert {self.name} DIR') "
-            "and give its directory as the model"
-        ) from cause
-
-    def need(self, filename: str) -> Path:
-        """As `find`, for a file that must be there."""
-        path = self.find(filename)
-        if path is None:
-            is_cache = not self.is_local and (self.offline or self.unreachable)
-            raise FileNotFoundError(
-                f"{self.name} has no {filename}{' in the local cache' if is_cache else ''}; the "
-                "checkpoint is incomplete"
-            )
-        return path
-
-
 def open_checkpoint(
     name: str | os.PathLike[str],
     *,
@@ -263,7 +172,7 @@ def open_checkpoint(
     unknown = set(stages or {}) - set(STAGES)
     if unknown:
         raise ValueError(f"unknown stage {unknown.pop()!r}; expected one of {', '.join(STAGES)}")
-    source = _Source(os.fspath(name), cache_dir, revision, offline).pinned()
+    source = Source(os.fspath(name), cache_dir, revision, offline).pinned()
     others = stages or {}
     config, states = _open_states(source, [stage for stage in STAGES if stage not in others])
     for stage, place in others.items():
@@ -279,13 +188,13 @@ def open_checkpoint(
     return Checkpoint(source.name, config, states, tokenizer, voices)
 
 
-def _open_states(source: _Source, wanted: Collection[str]) -> tuple[BarkConfig, dict[str, State]]:
+def _open_states(source: Source, wanted: Collection[str]) -> tuple[BarkConfig, dict[str, State]]:
     """Configuration and states of the wanted stages of one source, whatever its layout."""
     if os.path.isfile(source.path):
         raise CheckpointError(
             f"{source.path} is a file; a model is the directory it lies in, or a hub repository"
         )
-    if source.is_suno:
+    if _is_suno(source):
         opened = {stage: _open_suno_stage(source, stage) for stage in wanted}
         with naming(source.path):
             config = BarkConfig(**{stage: part for stage, (part, _) in opened.items()})
@@ -309,7 +218,13 @@ def _open_states(source: _Source, wanted: Collection[str]) -> tuple[BarkConfig, 
     return config, states
 
 
-def _open_config(source: _Source) -> tuple[BarkConfig, bool]:
+def _is_suno(source: Source) -> bool:
+    if not source.is_local or (source.path / "config.json").is_file():
+        return False
+    return any((source.path / name).is_file() for name in _SUNO_MD5)
+
+
+def _open_config(source: Source) -> tuple[BarkConfig, bool]:
     """The configuration of a directory or repository in our layout (True) or Hugging Face's."""
     path = source.need("config.json")
     document = read_json(path)
@@ -324,7 +239,7 @@ def _open_config(source: _Source) -> tuple[BarkConfig, bool]:
         return BarkConfig.from_hf(document, constants), False
 
 
-def _open_voices(source: _Source, voices_dir: str | os.PathLike[str] | None) -> Voices:
+def _open_voices(source: Source, voices_dir: str | os.PathLike[str] | None) -> Voices:
     if voices_dir is not None:
         voices = Voices.from_directory(voices_dir)
         if not len(voices):
@@ -334,7 +249,7 @@ def _open_voices(source: _Source, voices_dir: str | os.PathLike[str] | None) -> 
     if index is not None:
         again = dataclasses.replace(source, unreachable=False)
         return Voices.from_index(index, lambda name: dataclasses.replace(again).need(name))
-    if source.is_suno:
+    if _is_suno(source):
         return Voices.from_directory(source.path)
     return Voices.from_directory(source.need("config.json").parent / "voices")
 
@@ -351,12 +266,12 @@ def open_voices(
 
     Arguments and errors are those of `open_checkpoint`.
     """
-    source = _Source(os.fspath(name), cache_dir, revision, offline).pinned()
-    generation = GenerationConfig() if source.is_suno else _open_config(source)[0].generation
+    source = Source(os.fspath(name), cache_dir, revision, offline).pinned()
+    generation = GenerationConfig() if _is_suno(source) else _open_config(source)[0].generation
     return _open_voices(source, voices_dir), generation
 
 
-def _open_stage(source: _Source, stage: str, base: BarkConfig) -> tuple[Any, State]:
+def _open_stage(source: Source, stage: str, base: BarkConfig) -> tuple[Any, State]:
     """Configuration and state of one stage, from any layout."""
     if os.path.isfile(source.path):
         return _open_suno_file(source.path, stage, source.cache_dir)
@@ -375,7 +290,7 @@ def _open_stage(source: _Source, stage: str, base: BarkConfig) -> tuple[Any, Sta
     return getattr(config, stage), states[stage]
 
 
-def _open_suno_stage(source: _Source, stage: str) -> tuple[Any, State]:
+def _open_suno_stage(source: Source, stage: str) -> tuple[Any, State]:
     if stage == "codec":
         found = sorted(source.path.glob("encodec_24khz*.th"))
         if found:
@@ -416,7 +331,7 @@ def _open_suno_file(
     return config, _checked(stage, state, config, path)
 
 
-def _read_hf(source: _Source) -> tuple[Path, State]:
+def _read_hf(source: Source) -> tuple[Path, State]:
     """All tensors of a Hugging Face checkpoint under their own names, and the file that has them.
 
     Of a checkpoint in parts, the file is the index.
@@ -431,7 +346,7 @@ def _read_hf(source: _Source) -> tuple[Path, State]:
     )
 
 
-def _read_parts(index: Path, source: _Source) -> State:
+def _read_parts(index: Path, source: Source) -> State:
     document = read_json(index)
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict):
@@ -538,7 +453,7 @@ def _checked(stage: str, state: State, part: Any, where: Path) -> State:
     return state
 
 
-def _open_tokenizer(source: _Source) -> Tokenizer:
+def _open_tokenizer(source: Source) -> Tokenizer:
     vocab = source.find("vocab.txt")
     if vocab is None and (packed := source.find("tokenizer.json")) is not None:
         content = read_json(packed)

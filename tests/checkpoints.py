@@ -334,7 +334,7 @@ def hf_stages(model: nn.Module) -> dict[str, nn.Module]:
 def run_python(code: str, *args: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a Python of its own."""
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)],
+        [sys.executable, "-P", "-c", code, *map(str, args)],  # -P: not the package beside us
         env=os.environ | environment,
         capture_output=True,
         text=True,

@@ -137,10 +137,12 @@ def test_each_generation_constant_is_read_from_its_section():
 
 
 def test_flat_and_partial_generation_configs():
-    flat = {"sliding_window_len": 40, "semantic_config": None, "temperature": 1.0}
-    config = BarkConfig.from_hf(transformers_config(), flat)
     expected = dataclasses.replace(GenerationConfig(), sliding_window_len=40)
-    assert config.generation == expected
+    flat = {"sliding_window_len": 40, "semantic_config": None, "temperature": 1.0}
+    assert BarkConfig.from_hf(transformers_config(), flat).generation == expected
+    nulls = {"max_new_tokens": None, "eos_token_id": None, "codebook_size": None}
+    partial = flat | {"semantic_config": nulls, "fine_acoustics_config": {}}
+    assert BarkConfig.from_hf(transformers_config(), partial).generation == expected
 
 
 def test_silent_sections_have_transformers_defaults():

@@ -1,0 +1,109 @@
+"""Where a checkpoint's files come from: a directory, or a repository on the hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .files import reason
+
+KNOWN_MODELS = ("suno/bark-small", "suno/bark")
+
+
+@dataclass
+class Source:
+    """A directory or a hub repository, asked for files by name.
+
+    Attributes:
+        name: path or repository.
+        cache_dir: the hub's cache; None is its usual place.
+        revision: branch, tag or commit on the hub.
+        offline: never ask the hub, use what is cached.
+        unreachable: whether the hub did not answer; waiting for it once is enough.
+    """
+
+    name: str
+    cache_dir: str | os.PathLike[str] | None
+    revision: str | None
+    offline: bool
+    unreachable: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The name as a path, `~` expanded."""
+        return Path(os.path.expanduser(self.name))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a directory here."""
+        return os.path.isdir(self.path)
+
+    def elsewhere(self, place: str | os.PathLike[str]) -> Source:
+        """Another place, asked in the same way."""
+        return dataclasses.replace(self, name=os.fspath(place), revision=None)
+
+    def pinned(self) -> Source:
+        """This source; a repository is held to the commit that its revision means just now."""
+        if self.is_local or os.path.isfile(self.path):
+            return self
+        return dataclasses.replace(self, revision=self.need("config.json").parent.name)
+
+    def find(self, filename: str) -> Path | None:
+        """The local path of one file, downloaded if need be; None if the source has no such file.
+
+        Raises:
+            FileNotFoundError: no such repository or directory, or no network.
+        """
+        if self.is_local:
+            path = self.path / filename
+            return path if os.path.isfile(path) else None
+        from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+
+        place: Any = {"cache_dir": self.cache_dir, "revision": self.revision}
+        is_commit = re.fullmatch("[0-9a-f]{40}", self.revision or "")
+        cause: Exception | None = None
+        try:
+            # The client's `local_files_only` would not keep it from asking the hub other things.
+            known = try_to_load_from_cache(self.name, filename, **place)
+            if known is not None and (is_commit or self.offline or self.unreachable):
+                return Path(known) if isinstance(known, str) else None  # it is known to lack it
+            if not (self.offline or self.unreachable):
+                return Path(hf_hub_download(self.name, filename, **place))
+        except errors.LocalEntryNotFoundError as error:
+            self.unreachable, cause = True, error
+        except errors.EntryNotFoundError:
+            return None
+        except Exception as error:  # among them those of the HTTP library that the client uses
+            if isinstance(error, errors.GatedRepoError):
+                text = f"access to {self.name!r} on the hub is restricted: ask for it on its page, "
+                text += "then log in with 'hf auth login'"
+            elif isinstance(error, errors.RevisionNotFoundError):
+                text = f"{self.name!r} on the hub has no revision {self.revision!r}"
+            elif isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+                text = f"no model {self.name!r}: neither a directory here nor a repository on the "
+                text += f"hub. Known models: {', '.join(KNOWN_MODELS)}"
+            else:
+                text = f"{filename} of {self.name!r} could not be fetched: {reason(error)}"
+            raise FileNotFoundError(text) from error
+        if isinstance(try_to_load_from_cache(self.name, "config.json", **place), str):
+            return None
+        raise FileNotFoundError(
+            f"{filename} of {self.name!r} is not in the local cache and the hub cannot be "
+            f"reached. Fetch it on a machine with network ('minibark convert {self.name} DIR') "
+            "and give its directory as the model"
+        ) from cause
+
+    def need(self, filename: str) -> Path:
+        """As `find`, for a file that must be there."""
+        path = self.find(filename)
+        if path is None:
+            is_cache = not self.is_local and (self.offline or self.unreachable)
+            raise FileNotFoundError(
+                f"{self.name} has no {filename}{' in the local cache' if is_cache else ''}; the "
+                "checkpoint is incomplete"
+            )
+        return path
