@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from .coarse import generate_coarse
 from .config import BarkConfig
 from .fine import generate_fine
+from .model import GPT, FineGPT
+from .quantize import quantize
 from .sampling import OnStep, Sampling
 from .semantic import generate_semantic, semantic_prompt
 from .tokenizer import Tokenizer
@@ -42,7 +44,7 @@ class Bark:
         tokenizer: text -> ids.
         voices: the checkpoint's voices by name.
         device: where the stages run.
-        precision: dtype of the three transformers' weights; logits and codec are float32 always.
+        precision: of the three transformers' weights; logits and codec are float32 always.
     """
 
     def __init__(
@@ -63,8 +65,8 @@ class Bark:
             tokenizer: None is a vocabulary of single characters.
             voices: voices by name; None is none.
             device: as for `torch.device`; None is CUDA where there is one, else the CPU.
-            precision: `"float32"`, `"float16"` or `"bfloat16"`; None is bfloat16 on CUDA, else
-                float32.
+            precision: `"float32"`, `"float16"`, `"bfloat16"` or, on a CPU, `"int8"`; None is
+                bfloat16 on CUDA, else float32.
             offload: keep only the running stage on the device, the others on the CPU.
             seed: of the random weights.
 
@@ -77,7 +79,7 @@ class Bark:
         self.device = _device(device)
         self.precision = precision or ("bfloat16" if self.device.type == "cuda" else "float32")
         self.offload = offload
-        self._dtype = parse_precision(self.precision)
+        self._dtype = _dtype(self.precision, self.device)
         self._modules: dict[str, nn.Module] = {}
         self._build: Callable[[str, torch.dtype], nn.Module] = self._random_module
         self._seed = seed
@@ -102,8 +104,8 @@ class Bark:
             name_or_dir: hub repository (`"suno/bark-small"`, `"suno/bark"`) or a directory in
                 Hugging Face's, Suno's or our own layout.
             device: as for `torch.device`; None is CUDA where there is one, else the CPU.
-            precision: `"float32"`, `"float16"` or `"bfloat16"`; None is bfloat16 on CUDA, else
-                float32.
+            precision: `"float32"`, `"float16"`, `"bfloat16"` or, on a CPU, `"int8"`; None is
+                bfloat16 on CUDA, else float32.
             offload: keep only the running stage on the device, the others on the CPU.
             cache_dir: the hub's cache and ours; None is the usual place of each.
             revision: branch, tag or commit on the hub.
@@ -117,9 +119,8 @@ class Bark:
             CheckpointError: files that are damaged or do not fit together.
             ValueError: an unknown precision or stage, or a device that this machine does not have.
         """
-        _device(device)
         if precision is not None:
-            parse_precision(precision)
+            _dtype(precision, _device(device))
         checkpoint = open_checkpoint(
             name_or_dir,
             cache_dir=cache_dir,
@@ -409,7 +410,10 @@ class Bark:
         """A stage's module, on the device while the block runs."""
         module = self._modules.get(name)
         if module is None:
-            module = self._modules[name] = self._build(name, self._dtype)
+            module = self._build(name, self._dtype)
+            if self.precision == "int8" and isinstance(module, (GPT, FineGPT)):
+                quantize(module)
+            self._modules[name] = module
         module.to(self.device)
         try:
             yield module
@@ -423,6 +427,15 @@ class Bark:
             module = new_module(stage, self.config)
         module = module if stage == "codec" else module.to(dtype)
         return module.eval().requires_grad_(False)
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype that a stage is built in; int8 is quantized from float32."""
+    if precision != "int8":
+        return parse_precision(precision)
+    if device.type != "cpu":
+        raise ValueError(f"precision 'int8' runs on a CPU so far, not on {device.type!r}")
+    return torch.float32
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -313,7 +313,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-duration", type=_number(float, 1e-3, 1e6), metavar="SECONDS", help="stop after it")
     add("--save-voice", metavar="FILE", help="keep what was said as an .npz voice to go on with")
     add("--device", help="cpu, cuda, mps ... (default: cuda where there is one, else cpu)")
-    _add_precision(say, "float32 on a CPU, bfloat16 on CUDA")
+    _add_precision(say, "float32 on a CPU, bfloat16 on CUDA; int8 is for CPUs", "int8")
     add("--offload", action="store_true", help="keep only the running stage on the device")
 
     voices = commands.add_parser("voices", parents=[source], help="list voices, or check one")
@@ -364,7 +364,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_precision(parser: argparse.ArgumentParser, default: str) -> None:
+def _add_precision(parser: argparse.ArgumentParser, default: str, *more: str) -> None:
     parser.add_argument(
-        "--precision", choices=("float32", "float16", "bfloat16"), help=f"default: {default}"
+        "--precision", choices=("float32", "float16", "bfloat16", *more), help=f"default: {default}"
     )

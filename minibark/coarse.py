@@ -143,7 +143,7 @@ def generate_coarse(
             f"max_coarse_history must be at least {config.n_coarse_codebooks}, sliding_window_len "
             f"at least 1, and their sum at most {room}; got {history_len} and {window_len}"
         )
-    device = model.lm_head.weight.device
+    device = model.transformer.wpe.weight.device
     decode = decoder(model, 0)
     rows = [
         _start(semantic, voice, config, history_len)

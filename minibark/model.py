@@ -125,10 +125,21 @@ class Block(nn.Module):
         return x
 
 
+class Head(nn.Linear):
+    """The output layer without bias, computed for the wanted ids only."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config.n_embd, config.output_vocab_size, bias=False)
+
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Logits (..., V) of the output ids in `rows` from x (..., C)."""
+        return F.linear(x, self.weight[rows])
+
+
 class Transformer(nn.Module):
     """What both models share: positions, blocks and the final LayerNorm."""
 
-    wte: nn.Embedding  # the causal model's token table
+    wte: nn.Module  # the causal model's token table
     wtes: nn.ModuleList  # the fine model's, one per codebook
 
     def __init__(self, config: GPTConfig, *, causal: bool, norm_bias: bool) -> None:
@@ -170,7 +181,7 @@ class GPT(nn.Module):
         self.config = config
         self.transformer = Transformer(config, causal=True, norm_bias=config.bias)
         self.transformer.wte = nn.Embedding(config.input_vocab_size, config.n_embd)
-        self.lm_head = nn.Linear(config.n_embd, config.output_vocab_size, bias=False)
+        self.lm_head: nn.Module = Head(config)
         self.apply(_init_weights)
 
     def forward(self, tokens: Tensor, n_merged: int = 0) -> Tensor:
@@ -204,7 +215,7 @@ class GPT(nn.Module):
         x = self._embed(tokens[None], n_merged)
         cache.lengths[row] = x.shape[1]
         x = self.transformer(x, cache, row, start=x.shape[1] - 1)
-        return self._logits(x[0, 0], head)
+        return self._logits(x[:, 0], head)[0]
 
     def decode_one(self, tokens: Tensor, cache: KVCache, *, head: slice) -> Tensor:
         """Append one token to every row of the cache and give the logits that follow.
@@ -233,7 +244,8 @@ class GPT(nn.Module):
         return x
 
     def _logits(self, x: Tensor, head: slice) -> Tensor:
-        return F.linear(self.transformer.ln_f(x), self.lm_head.weight[head]).float()
+        logits: Tensor = self.lm_head(self.transformer.ln_f(x), head)
+        return logits.float()
 
 
 class FineGPT(nn.Module):
@@ -303,7 +315,7 @@ class CachedDecoder:
     def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
         """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
         if self.cache is None or len(self.cache.lengths) != len(prompts):
-            weight = self.model.lm_head.weight
+            weight = self.model.transformer.wpe.weight
             self.cache = KVCache(
                 self.model.config, len(prompts), device=weight.device, dtype=weight.dtype
             )

@@ -105,7 +105,7 @@ def generate_semantic(
 
     Source: suno-ai/bark, bark/generation.py, generate_text_semantic.
     """
-    device = model.lm_head.weight.device
+    device = model.transformer.wpe.weight.device
     decode = decoder(model, config.max_input_semantic_length)
     end = config.semantic_vocab_size
     least_end_p = math.inf if min_eos_p is None else min_eos_p

@@ -54,6 +54,7 @@ from .sampling import OnStep
 from .tokenizer import Tokenizer
 from .voice import Voices
 
+# int8 is made from float32 when a stage is loaded (`minibark.quantize`), and not stored so far.
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CODEC_REPO = "facebook/encodec_24khz"
 VOCAB_REPO = "google-bert/bert-base-multilingual-cased"
@@ -561,7 +562,8 @@ def parse_precision(name: str) -> torch.dtype:
         ValueError: an unknown name.
     """
     if name not in PRECISIONS:
-        raise ValueError(f"unknown precision {name!r}; expected one of {', '.join(PRECISIONS)}")
+        known = ", ".join(PRECISIONS)
+        raise ValueError(f"unknown precision {name!r}; expected {known} or, to run, int8")
     return PRECISIONS[name]
 
 
