@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minibark import Bark
 from minibark.coarse import _start, coarse_history, generate_coarse, n_coarse_steps, window_prompt
-from minibark.model import GPT, UncachedDecoder
+from minibark.model import GPT, CachedDecoder, UncachedDecoder
 from minibark.sampling import Sampling
 from minibark.voice import Voice
 
@@ -203,6 +203,28 @@ def test_a_row_of_a_batch_gets_what_it_gets_alone(model, sampling):
         )
         assert_same_tokens(row, alone)
         assert torch.equal(shared[i].get_state(), own[i].get_state())
+
+
+class CountingDecoder(CachedDecoder):
+    """The real decoder; `prefills` tells how many windows began anew."""
+
+    prefills = 0
+
+    def prefill(self, prompts, head):
+        CountingDecoder.prefills += 1
+        return super().prefill(prompts, head)
+
+
+@pytest.mark.parametrize(
+    ("n_semantic", "voice", "expected"),
+    [(219, "no-voice", 1), (240, "no-voice", 2), (80, "tiny", 1), (80, "full", 4)],
+)
+def test_a_window_that_only_grows_keeps_the_cache(model, n_semantic, voice, expected):
+    CountingDecoder.prefills = 0
+    options = {"voice": VOICES[voice], "decoder": CountingDecoder}
+    codes = generate(model, semantic_tokens(n_semantic), Sampling(0.7), **options)
+    assert codes.shape == (2, int(n_semantic * 75 / 49.9))
+    assert CountingDecoder.prefills == expected
 
 
 def test_progress_counts_every_step(model):
