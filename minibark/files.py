@@ -123,8 +123,11 @@ def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
 
 def save_safetensors(state: State, path: Path, metadata: dict[str, str]) -> None:
     """Write tensors and metadata; raises OSError where the place cannot be written."""
+    path.touch()
+    mode = path.stat().st_mode  # of the user's umask; the library would make the file private
     try:
         save_file(state, path, metadata)
+        path.chmod(mode)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
 

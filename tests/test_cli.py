@@ -142,6 +142,8 @@ def test_convert_narrows_and_the_result_speaks(model, tmp_path, capsys):
     small = tmp_path / "half"
     assert main(["convert", model, str(small), "--precision", "bfloat16"]) == 0
     assert "MB in" in capsys.readouterr().err
+    modes = {path.stat().st_mode for path in small.iterdir() if path.is_file()}
+    assert len(modes) == 1  # that of the umask
     assert main(["info", str(small)]) == 0
     assert "bfloat16" in capsys.readouterr().out
     out = str(tmp_path / "x.wav")
