@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -31,6 +31,23 @@ Seed = int | torch.Generator | None
 """Where a random stream starts: a number, a stream to go on with, or None for torch's own."""
 
 TokensLike = Tensor | np.ndarray[Any, Any] | Sequence[int]
+
+
+Audio = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class GenerateOptions(TypedDict, total=False):
+    """The keywords of `Bark.generate`: those of `Bark.generate_voice`, explained there."""
+
+    temperature: float | None
+    waveform_temperature: float | None
+    fine_temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_eos_p: float | None
+    max_duration_s: float | None
+    seed: Seed
+    on_step: OnStep | None
 
 
 class Bark:
@@ -140,7 +157,9 @@ class Bark:
         bark._build = checkpoint.build
         return bark
 
-    def generate(self, text: str | TokensLike, voice: VoiceLike = None, **options: Any) -> Any:
+    def generate(
+        self, text: str | TokensLike, voice: VoiceLike = None, **options: Unpack[GenerateOptions]
+    ) -> Audio:
         """Audio of a text: `decode(generate_voice(text, voice, **options).fine)`.
 
         Args:
@@ -357,7 +376,7 @@ class Bark:
             )
         return fine
 
-    def decode(self, fine: TokensLike) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def decode(self, fine: TokensLike) -> Audio:
         """Audio of codes: (320 * T,) float32 in about [-1, 1], 24 kHz.
 
         Args:

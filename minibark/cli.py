@@ -214,12 +214,14 @@ def _bark(args: argparse.Namespace) -> Any:
     """The Bark that the options of `say` describe."""
     from .bark import Bark
     from .config import preset
+    from .voice import Voices
 
     running = {"device": args.device, "precision": args.precision, "offload": args.offload}
     if args.model == "random":
         if not args.quiet:
             _tell("'random' has seeded random weights: the sound is noise")
-        return Bark(preset("random"), **running)
+        voices = Voices.from_directory(args.voices_dir) if args.voices_dir else None
+        return Bark(preset("random"), voices=voices, **running)
     return Bark.from_pretrained(args.model, **running, **_checkpoint_options(args))
 
 

