@@ -36,10 +36,10 @@ class Weights:
         if dtype not in self._copies:
             self._copies[dtype] = {
                 stage: {
-                    name: tensor.to(device, torch.float32 if stage == "codec" else dtype, copy=True)
-                    for name, tensor in state.items()
+                    name: tensor.to(device, copy=True)
+                    for name, tensor in self._checkpoint.parameters(stage, dtype).items()
                 }
-                for stage, state in self._checkpoint.states.items()
+                for stage in self._checkpoint.states
             }
         return self._copies[dtype]
 

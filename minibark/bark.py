@@ -118,8 +118,9 @@ class Bark:
         """A Bark with trained weights.
 
         Args:
-            name_or_dir: hub repository (`"suno/bark-small"`, `"suno/bark"`) or a directory in
-                Hugging Face's, Suno's or our own layout.
+            name_or_dir: `"tiny"`, which ships with minibark (a directory of that name is
+                `"./tiny"`), a hub repository (`"suno/bark-small"`, `"suno/bark"`) or a directory
+                in Hugging Face's, Suno's or our own layout.
             device: as for `torch.device`; None is CUDA where there is one, else the CPU.
             precision: `"float32"`, `"float16"`, `"bfloat16"` or, on a CPU, `"int8"`; None is
                 bfloat16 on CUDA, else float32.
@@ -450,8 +451,9 @@ class Bark:
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype that a stage is built in; int8 is quantized from float32."""
-    if precision != "int8":
-        return parse_precision(precision)
+    dtype = parse_precision(precision)
+    if dtype != torch.int8:
+        return dtype
     if device.type != "cpu":
         raise ValueError(f"precision 'int8' runs on a CPU so far, not on {device.type!r}")
     return torch.float32

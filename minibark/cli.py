@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ._version import __version__
 from .progress import Bars
 
 EXAMPLES = """examples:
+  minibark say "Hello, my name is Bark." --model tiny
   minibark say "Hello, my name is Suno. [laughs]" -o hello.wav --voice v2/en_speaker_6 --seed 0
   echo "read me" | minibark say - -o - --model suno/bark > out.wav
   minibark say "Go on." --voice narrator.npz --save-voice narrator-2.npz -o next.flac
@@ -186,9 +188,10 @@ def _info(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     )
     totals = [0, 0]
     for stage in STAGES:
-        tensors = checkpoint.states[stage].values()
-        parameters = sum(tensor.numel() for tensor in tensors)
-        n_bytes = sum(tensor.nbytes for tensor in tensors)
+        parameters, kinds = checkpoint.n_parameters(stage), Counter[str]()
+        for tensor in checkpoint.states[stage].values():
+            kinds[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
+        n_bytes = kinds.total()
         totals = [totals[0] + parameters, totals[1] + n_bytes]
         config = getattr(checkpoint.config, stage)
         shape = (
@@ -201,8 +204,8 @@ def _info(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
                 f"{config.input_vocab_size}/{config.output_vocab_size}",
             )
         )
-        kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
-        print(columns.format(stage, f"{parameters:,}", *shape, f"{n_bytes:,}", ", ".join(kinds)))
+        largest_first = ", ".join(kind for kind, _ in kinds.most_common())
+        print(columns.format(stage, f"{parameters:,}", *shape, f"{n_bytes:,}", largest_first))
     print(columns.format("total", f"{totals[0]:,}", "", "", "", "", f"{totals[1]:,}", "").rstrip())
     print(
         f"text vocabulary {len(checkpoint.tokenizer):,}, voices {len(checkpoint.voices)}, "
@@ -315,7 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-duration", type=_number(float, 1e-3, 1e6), metavar="SECONDS", help="stop after it")
     add("--save-voice", metavar="FILE", help="keep what was said as an .npz voice to go on with")
     add("--device", help="cpu, cuda, mps ... (default: cuda where there is one, else cpu)")
-    _add_precision(say, "float32 on a CPU, bfloat16 on CUDA; int8 is for CPUs", "int8")
+    _add_precision(say, "float32 on a CPU, bfloat16 on CUDA; int8 is for CPUs")
     add("--offload", action="store_true", help="keep only the running stage on the device")
 
     voices = commands.add_parser("voices", parents=[source], help="list voices, or check one")
@@ -327,14 +330,14 @@ def _parser() -> argparse.ArgumentParser:
         "convert", parents=[source], help="write a checkpoint as one safe, memory-mapped directory"
     )
     convert.set_defaults(run=_convert)
-    convert.add_argument("source", metavar="SRC", help="hub repository or directory")
+    convert.add_argument("source", metavar="SRC", help="hub repository, directory or 'tiny'")
     convert.add_argument("destination", metavar="DST", help="directory to make")
     convert.add_argument("--voices", metavar="NAMES", help="take only these, comma between (all)")
     _add_precision(convert, "as it is")
 
     info = commands.add_parser("info", parents=[source], help="show what a checkpoint holds")
     info.set_defaults(run=_info)
-    info.add_argument("model", metavar="MODEL", help="hub repository or directory")
+    info.add_argument("model", metavar="MODEL", help="hub repository, directory or 'tiny'")
     return parser
 
 
@@ -362,11 +365,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         default="suno/bark-small",
-        help="hub repository or directory; 'random' tries the pipeline out (default: %(default)s)",
+        help="hub repository or directory; 'tiny' ships with minibark, 'random' makes noise to try "
+        "the pipeline out; a directory of such a name is ./tiny (default: %(default)s)",
     )
 
 
-def _add_precision(parser: argparse.ArgumentParser, default: str, *more: str) -> None:
-    parser.add_argument(
-        "--precision", choices=("float32", "float16", "bfloat16", *more), help=f"default: {default}"
-    )
+def _add_precision(parser: argparse.ArgumentParser, default: str) -> None:
+    choices = ("float32", "float16", "bfloat16", "int8")
+    parser.add_argument("--precision", choices=choices, help=f"default: {default}")

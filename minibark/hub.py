@@ -1,4 +1,4 @@
-"""Where a checkpoint's files come from: a directory, or a repository on the hub."""
+"""Where a checkpoint's files come from: a directory, a repository on the hub, or this package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 
 from .files import reason
 
-KNOWN_MODELS = ("suno/bark-small", "suno/bark")
+BUILT_IN = "tiny"
+KNOWN_MODELS = (BUILT_IN, "suno/bark-small", "suno/bark")
+_TIP = f"the model {BUILT_IN!r} ships with minibark and needs no download"
 
 
 @dataclass
@@ -19,7 +21,8 @@ class Source:
     """A directory or a hub repository, asked for files by name.
 
     Attributes:
-        name: path or repository.
+        name: path or repository; `BUILT_IN` is always the checkpoint in this package, and a
+            directory of that name is `./tiny`.
         cache_dir: the hub's cache; None is its usual place.
         revision: branch, tag or commit on the hub.
         offline: never ask the hub, use what is cached.
@@ -34,8 +37,9 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """The name as a path, `~` expanded."""
-        return Path(os.path.expanduser(self.name))
+        """The name as a path, `~` expanded; the built-in model's is in this package."""
+        own = Path(__file__).parent / BUILT_IN
+        return own if self.name == BUILT_IN else Path(os.path.expanduser(self.name))
 
     @property
     def is_local(self) -> bool:
@@ -47,7 +51,16 @@ class Source:
         return dataclasses.replace(self, name=os.fspath(place), revision=None)
 
     def pinned(self) -> Source:
-        """This source; a repository is held to the commit that its revision means just now."""
+        """This source; a repository is held to the commit that its revision means just now.
+
+        Raises:
+            FileNotFoundError: no such place, no network, or a package without its checkpoint.
+        """
+        if self.name == BUILT_IN and not os.path.isfile(self.path / "config.json"):
+            raise FileNotFoundError(
+                f"this minibark was built without the model {BUILT_IN!r}: {self.path} has no "
+                "config.json. Install it from a complete checkout, or name another model"
+            )
         if self.is_local or os.path.isfile(self.path):
             return self
         return dataclasses.replace(self, revision=self.need("config.json").parent.name)
@@ -87,14 +100,14 @@ class Source:
                 text = f"no model {self.name!r}: neither a directory here nor a repository on the "
                 text += f"hub. Known models: {', '.join(KNOWN_MODELS)}"
             else:
-                text = f"{filename} of {self.name!r} could not be fetched: {reason(error)}"
+                text = f"{filename} of {self.name!r} could not be fetched ({reason(error)}); {_TIP}"
             raise FileNotFoundError(text) from error
         if isinstance(try_to_load_from_cache(self.name, "config.json", **place), str):
             return None
         raise FileNotFoundError(
             f"{filename} of {self.name!r} is not in the local cache and the hub cannot be "
             f"reached. Fetch it on a machine with network ('minibark convert {self.name} DIR') "
-            "and give its directory as the model"
+            f"and give its directory as the model; {_TIP}"
         ) from cause
 
     def need(self, filename: str) -> Path:

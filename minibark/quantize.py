@@ -4,7 +4,8 @@
 
 Every matrix of a transformer has one scale per output channel, every embedding table one per row.
 A product quantizes its activations too, over the range that they have in that call, and gives
-float32; LayerNorms, attention, cache, logits and the codec stay float32.
+float32; LayerNorms, attention, cache, logits and the codec stay float32. A checkpoint may hold q
+and scale in place of w: quantizing what they stand for gives them again, bit for bit.
 
 The fast product is torch's dynamic int8 linear, the one operator here that torch may drop one day:
 `has_int8_linear` tells whether this torch has it, and plain torch multiplies where it has not.
@@ -32,7 +33,12 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A matrix (N, K) as int8 (N, K) in [-127, 127] and one float32 scale (N,) per row."""
     weight = weight.float()
     scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12)
-    return (weight / scale[:, None]).round().to(torch.int8), scale
+    return (weight / scale[:, None]).round_().to(torch.int8), scale
+
+
+def dequantize_rows(q: Tensor, scale: Tensor) -> Tensor:
+    """The float32 rows (..., K) that int8 rows (..., K) and their scales (...) stand for."""
+    return q.float().mul_(scale[..., None])
 
 
 class Int8Linear(nn.Module):
@@ -51,7 +57,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K)."""
         if self.weight is not None:
-            return F.linear(x, self.weight.float() * self.scale[:, None], self.bias)
+            return F.linear(x, dequantize_rows(self.weight, self.scale), self.bias)
         out: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)
         return out
 
@@ -82,7 +88,7 @@ class Int8Embedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look ids (...) up."""
-        return self.weight[ids].float() * self.scale[ids][..., None]
+        return dequantize_rows(self.weight[ids], self.scale[ids])
 
 
 def quantize(model: GPT | FineGPT) -> None:

@@ -50,15 +50,18 @@ from .files import (
 )
 from .hub import Source
 from .model import GPT, FineGPT
+from .quantize import dequantize_rows, quantize_rows
 from .sampling import OnStep
 from .tokenizer import Tokenizer
 from .voice import Voices
 
-# int8 is made from float32 when a stage is loaded (`minibark.quantize`), and not stored so far.
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PRECISIONS |= {"int8": torch.int8}
 CODEC_REPO = "facebook/encodec_24khz"
 VOCAB_REPO = "google-bert/bert-base-multilingual-cased"
 
+# Our layout has an int8 matrix as NAME (N, K), its rows' scales as NAME_scale (N,) float32.
+_SCALE = "_scale"
 _HF_PREFIXES = {"semantic": "semantic.", "coarse": "coarse_acoustics."}
 _HF_PREFIXES |= {"fine": "fine_acoustics.", "codec": "codec_model."}
 _HF_WORDS = {
@@ -94,7 +97,8 @@ class Checkpoint:
     Attributes:
         name: what it was opened as.
         config: shapes and constants.
-        states: stage -> parameter name -> tensor, in the names of our modules.
+        states: stage -> parameter name -> tensor, in the names of our modules; a transformer's
+            matrix NAME may be int8, with NAME_scale beside it.
         tokenizer: its vocabulary.
         voices: its voices.
     """
@@ -108,10 +112,17 @@ class Checkpoint:
     def build(self, stage: str, dtype: torch.dtype) -> nn.Module:
         """One stage as a module on the CPU, in evaluation mode; the codec is always float32."""
         module = _shape_of(stage, getattr(self.config, stage))
-        dtype = torch.float32 if stage == "codec" else dtype
-        state = {name: tensor.to(dtype) for name, tensor in self.states[stage].items()}
-        module.load_state_dict(state, strict=True, assign=True)
+        module.load_state_dict(self.parameters(stage, dtype), strict=True, assign=True)
         return module.eval().requires_grad_(False)
+
+    def parameters(self, stage: str, dtype: torch.dtype) -> State:
+        """One stage's state dict in a floating-point dtype; the codec's is always float32."""
+        return _floats(self.states[stage], torch.float32 if stage == "codec" else dtype)
+
+    def n_parameters(self, stage: str) -> int:
+        """How many numbers a stage has, scales of int8 rows not counted."""
+        state = self.states[stage]
+        return sum(tensor.numel() for name, tensor in state.items() if not name.endswith(_SCALE))
 
 
 def new_module(stage: str, config: BarkConfig) -> nn.Module:
@@ -158,7 +169,7 @@ def open_checkpoint(
     """Find and check a checkpoint in any of the three layouts.
 
     Args:
-        name: hub repository or directory.
+        name: hub repository, directory or `"tiny"` (`minibark.hub.BUILT_IN`).
         cache_dir: the hub's cache and ours; None is the usual place of each.
         revision: branch, tag or commit on the hub.
         offline: never ask the hub, use what is cached.
@@ -215,7 +226,8 @@ def _open_states(source: Source, wanted: Collection[str]) -> tuple[BarkConfig, d
         state = _strip(flat, prefixes[stage])
         if not is_ours:
             state = _hf_state(stage, state, config.codec, os.fspath(path))
-        states[stage] = _checked(stage, state, getattr(config, stage), path)
+        may_be_int8 = is_ours and stage != "codec"
+        states[stage] = _checked(stage, state, getattr(config, stage), path, may_be_int8)
     return config, states
 
 
@@ -434,9 +446,15 @@ def _codec_state(state: State, config: CodecConfig, where: str) -> State:
         return codec_state_dict(state, config)
 
 
-def _checked(stage: str, state: State, part: Any, where: Path) -> State:
-    """The state, if it is one of the stage with this configuration."""
-    expected = _shape_of(stage, part).state_dict()
+def _checked(stage: str, state: State, part: Any, where: Path, may_be_int8: bool = False) -> State:
+    """The state, if it is one of the stage with this configuration, int8 matrices with scales."""
+    expected = dict(_shape_of(stage, part).state_dict())
+    int8 = [
+        name
+        for name, tensor in expected.items()
+        if may_be_int8 and tensor.ndim == 2 and name in state and state[name].dtype == torch.int8
+    ]
+    expected |= {f"{name}{_SCALE}": expected[name][:, 0] for name in int8}
     missing, extra = set(expected) - set(state), set(state) - set(expected)
     if missing or extra:
         texts = [f"lacks {_some(missing)}"] * bool(missing) + [
@@ -449,8 +467,14 @@ def _checked(stage: str, state: State, part: Any, where: Path) -> State:
                 f"{where}: {stage} {name} has shape {tuple(tensor.shape)}, its configuration asks "
                 f"for {tuple(expected[name].shape)}"
             )
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() and name not in int8:
             raise CheckpointError(f"{where}: {stage} {name} holds {tensor.dtype}, not floats")
+    for name in int8:
+        scale = state[f"{name}{_SCALE}"]
+        if scale.dtype != torch.float32 or not bool(((scale > 0) & scale.isfinite()).all()):
+            raise CheckpointError(
+                f"{where}: {stage} {name}{_SCALE} must hold finite float32 numbers above 0"
+            )
     return state
 
 
@@ -488,10 +512,10 @@ def convert(
     """Write a checkpoint of any layout as one directory in ours.
 
     Args:
-        source: hub repository or directory.
+        source: hub repository, directory or `"tiny"`.
         destination: directory to make; it must not exist, or be empty.
-        precision: `"float32"`, `"float16"` or `"bfloat16"`, for all stages but the codec; None
-            keeps each tensor's.
+        precision: `"float32"`, `"float16"`, `"bfloat16"` or, for matrices only, `"int8"`, of all
+            stages but the codec; None keeps each tensor's.
         voices: names of the voices to take along; None takes all.
         on_step: told of progress.
         **options: as for `open_checkpoint`.
@@ -548,11 +572,33 @@ def save_checkpoint(
 def _narrow(stage: str, state: State, dtype: torch.dtype | None) -> State:
     if dtype is None or stage == "codec":
         return state
-    narrowed = {name: tensor.to(dtype) for name, tensor in state.items()}
+    narrowed = _int8(state) if dtype == torch.int8 else _floats(state, dtype)
     for name, tensor in narrowed.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            name = name.removesuffix(_SCALE)
             raise CheckpointError(f"{stage} {name} does not fit {dtype}; use bfloat16 or float32")
     return narrowed
+
+
+def _floats(state: State, dtype: torch.dtype) -> State:
+    """A state without int8."""
+    floats = {}
+    for name, tensor in state.items():
+        if tensor.dtype == torch.int8:
+            tensor = dequantize_rows(tensor, state[f"{name}{_SCALE}"])
+        if not name.endswith(_SCALE):
+            floats[name] = tensor.to(dtype)
+    return floats
+
+
+def _int8(state: State) -> State:
+    """A state whose matrices are all int8, with scales beside them."""
+    quantized = {}
+    for name, tensor in state.items():
+        quantized[name] = tensor
+        if tensor.ndim == 2 and tensor.dtype != torch.int8:
+            quantized[name], quantized[f"{name}{_SCALE}"] = quantize_rows(tensor)
+    return quantized
 
 
 def parse_precision(name: str) -> torch.dtype:
@@ -562,8 +608,7 @@ def parse_precision(name: str) -> torch.dtype:
         ValueError: an unknown name.
     """
     if name not in PRECISIONS:
-        known = ", ".join(PRECISIONS)
-        raise ValueError(f"unknown precision {name!r}; expected {known} or, to run, int8")
+        raise ValueError(f"unknown precision {name!r}; expected {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
 
 

@@ -154,6 +154,28 @@ def test_convert_narrows_and_the_result_speaks(model, tmp_path, capsys):
     assert [p.name for p in (tmp_path / "one" / "voices").rglob("*.npz")] == ["narrator.npz"]
 
 
+def test_convert_to_int8_and_what_info_tells_of_it(model, tmp_path, capsys):
+    small, out = str(tmp_path / "int8"), tmp_path / "out.wav"
+    assert main(["convert", model, small, "--precision", "int8", "-q"]) == 0
+    tables = []
+    for place in (model, small):
+        assert main(["info", place]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        tables.append({row[0]: row for row in rows})
+    before, after = tables
+    for stage in ("semantic", "coarse", "fine"):
+        assert after[stage][1:6] == before[stage][1:6]
+        n_bytes, n_before = (int(row[stage][6].replace(",", "")) for row in (after, before))
+        assert 0.25 * n_before < n_bytes < 0.3 * n_before
+        assert after[stage][7:] == ["int8,", "float32"]
+    assert after["codec"] == before["codec"]
+    assert after["total"][1] == before["total"][1]
+    for precision in ("float32", "int8"):
+        args = ["say", "Hi.", "-o", str(out), "--model", small, "-q", *QUICK]
+        assert main([*args, "--precision", precision]) == 0
+        assert soundfile.info(out).frames > 0
+
+
 FAILURES = {
     "empty text": (["say", " \n "], "text is empty"),
     "control characters": (["say", "\x07\x1b"], "nothing that can be read"),
@@ -166,6 +188,7 @@ FAILURES = {
     "no such stage": (["say", "a", "--stage", "vocoder=x"], "unknown stage 'vocoder'"),
     "not a model": (["say", "a", "--model", "{tmp}"], "has no config.json"),
     "unknown model": (["say", "a", "--model", "nobody/nothing", "--offline"], "nobody/nothing"),
+    "nothing cached": (["voices", "--model", "no/body", "--offline"], "'tiny' ships with minibark"),
     "model is a file": (["info", "{tmp}/broken.npz"], "is a file"),
 }
 

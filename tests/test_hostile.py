@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save
 
 from minibark import BarkConfig, CheckpointError, Voice, VoiceError, convert
-from minibark.config import GenerationConfig
+from minibark.config import STAGES, GenerationConfig
 from minibark.files import read_pickle, read_safetensors
 from minibark.voice import Voices
 from minibark.weights import open_checkpoint
@@ -293,15 +293,23 @@ def test_safetensors(tmp_path):
     assert ends["CheckpointError"] > 500
 
 
-def test_safetensors_of_a_checkpoint(ours, tmp_path):
-    folder = Path(shutil.copytree(ours, tmp_path / "bark"))
+@pytest.mark.parametrize("precision", [None, "int8"])
+def test_safetensors_of_a_checkpoint(precision, ours, tmp_path):
+    folder = tmp_path / "bark"
+    convert(ours, folder, precision=precision)
     whole = (folder / "model.safetensors").read_bytes()
     size = int.from_bytes(whole[:8], "little")
     header, data = json.loads(whole[8 : 8 + size]), whole[8 + size :]
+
+    def read(path):
+        checkpoint = open_checkpoint(path.parent, offline=True)
+        for stage in STAGES:
+            checkpoint.build(stage, torch.float32)
+
     throw(
         100,
         lambda random: with_header(damage_json(header, random), data, random),
-        lambda path: open_checkpoint(path.parent, offline=True),
+        read,
         folder / "model.safetensors",
     )
 

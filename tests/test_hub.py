@@ -369,7 +369,8 @@ def test_what_is_cached_needs_no_network(options, environment, hub, load, cached
         **environment,
     )
     assert_loaded(model, audio)
-    assert_refused(other, "'suno/bark' is not in the local cache", "minibark convert suno/bark")
+    texts = ("'suno/bark' is not in the local cache", "minibark convert suno/bark", "'tiny' ships")
+    assert_refused(other, *texts)
     assert_refused(voice, "v2/b_semantic_prompt.npy")
     assert (hub.log, hub.others) == ([], [])
 
@@ -406,9 +407,9 @@ def test_places_on_the_hub_that_cannot_be_opened(hub, load, folders, tmp_path):
     weights = tmp_path / "broken" / "pytorch_model.bin"
     weights.write_bytes(weights.read_bytes()[:-99])
     texts = {
-        "a/private": ["no model 'a/private'", "suno/bark-small"],
+        "a/private": ["no model 'a/private'", "tiny, suno/bark-small"],
         "a/gated": ["'a/gated'", "restricted", "hf auth login"],
-        "a/down": ["config.json of 'a/down'"],
+        "a/down": ["config.json of 'a/down'", "'tiny' ships with minibark and needs no download"],
         "a/busy": ["config.json of 'a/busy'"],
         "a/odd": ["config.json of 'a/odd'"],
         "an/empty": ["an/empty has no config.json"],

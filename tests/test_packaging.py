@@ -1,14 +1,21 @@
 """The wheel, the import and the public names."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
+import checkpoints as made
 import pytest
 
 import minibark
+from minibark.config import STAGES
+from minibark.voice import Voices
+from minibark.weights import Checkpoint, new_module, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,16 +35,17 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_has_every_module_and_nothing_else(wheel):
     tracked = subprocess.run(
-        ["git", "ls-files", "minibark/*.py", "kernels/*.py"],
+        ["git", "ls-files", "minibark/*.py", "kernels/*.py", "weights/tiny"],
         cwd=ROOT,
         check=True,
         capture_output=True,
         text=True,
     ).stdout.split()
-    expected = {
-        name.replace("kernels/", "minibark/kernels/") if name.startswith("kernels/") else name
-        for name in tracked
-    } | {"minibark/py.typed"}
+    places = {"kernels/": "minibark/kernels/", "weights/": "minibark/"}
+    expected = {"minibark/py.typed"}
+    for name in tracked:
+        folder = next((folder for folder in places if name.startswith(folder)), "")
+        expected.add(places.get(folder, "") + name.removeprefix(folder))
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = next(n for n in archive.namelist() if n.endswith("/METADATA"))
@@ -75,6 +83,117 @@ def test_the_wheel_runs_where_the_checkout_is_not(wheel, tmp_path):
     package, kernels, bare = json.loads(done.stdout)
     assert package.startswith(str(site)) and kernels.startswith(str(site))
     assert not bare
+
+
+# ---- the model that ships inside ----
+
+SHIPPED = {"config.json", "model.safetensors", "vocab.txt", "voices/me.npz", "README.md"}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the repository in which `tiny` is random and very small."""
+    root = tmp_path_factory.mktemp("checkout") / "minibark"
+    left_out = shutil.ignore_patterns(
+        ".*", "*.egg-info", "build", "dist", "tests", "tiny", "recipe"
+    )
+    shutil.copytree(ROOT, root, symlinks=True, ignore=left_out)
+    (root / "minibark" / "tiny").symlink_to(os.readlink(ROOT / "minibark" / "tiny"))
+    made.random_voice(made.TINY.generation).save(root.parent / "me.npz")
+    states = {stage: new_module(stage, made.TINY).state_dict() for stage in STAGES}
+    voices = Voices.from_directory(root.parent)
+    tokenizer = minibark.Tokenizer.characters()
+    checkpoint = Checkpoint("", made.TINY, states, tokenizer, voices)
+    save_checkpoint(checkpoint, root / "weights" / "tiny", ["me"])
+    (root / "weights" / "tiny" / "README.md").write_text("A model card.")
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(checkout):
+    """The folder with the sdist of that copy, and the wheel that was made from the sdist."""
+    command = [sys.executable, "-m", "build", "--outdir", checkout.parent / "built", checkout]
+    subprocess.run(command, check=True, capture_output=True)
+    return checkout.parent / "built"
+
+
+DRIVER = """
+import contextlib, io, json, sys
+site, commands = sys.argv[1], json.loads(sys.argv[2])
+sys.path.insert(0, site)
+from minibark import cli
+assert cli.__file__.startswith(site)
+for command in commands:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = cli.main(command)
+    print(json.dumps([code, said.getvalue()]))
+"""
+
+
+def run_from(site, cwd, *commands):
+    """Run commands of the minibark in a folder, without network: [exit code, all it said] each."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", DRIVER, site, json.dumps(commands)],
+        cwd=cwd,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["wheel", "sdist", "checkout"])
+def test_tiny_is_inside_and_a_folder_of_that_name_is_not_it(form, checkout, built, tmp_path):
+    site, cwd = tmp_path / "site", tmp_path / "cwd"
+    if form == "wheel":
+        with zipfile.ZipFile(*built.glob("*.whl")) as archive:
+            archive.extractall(site)
+    elif form == "sdist":
+        with tarfile.open(*built.glob("*.tar.gz")) as archive:
+            archive.extractall(site, filter="data")
+        (site,) = site.iterdir()
+    else:
+        site = checkout
+    inside = site / "minibark" / "tiny"
+    files = {path.relative_to(inside).as_posix() for path in inside.rglob("*") if path.is_file()}
+    assert files == SHIPPED
+    (cwd / "tiny").mkdir(parents=True)
+    say = ["say", "Hi.", "--model", "tiny", "--voice", "me", "--seed", "0", "-q", "-o", "out.wav"]
+    info, voices, said, converted, mixed, folder = run_from(
+        site,
+        cwd,
+        ["info", "tiny"],
+        ["voices", "--model", "tiny"],
+        say,
+        ["convert", "tiny", "copy", "--precision", "int8", "-q"],
+        ["info", "copy", "--stage", "fine=tiny"],
+        ["info", "./tiny"],
+    )
+    assert info[0] == 0 and "voices 1" in info[1], info
+    assert voices == [0, "me\n"]
+    assert said == converted == [0, ""]
+    assert (cwd / "out.wav").stat().st_size > 44
+    assert mixed[0] == 0 and mixed[1].count("int8") == 2, mixed
+    assert folder == [1, "minibark: ./tiny has no config.json; the checkpoint is incomplete\n"]
+
+
+@pytest.mark.slow
+def test_a_package_without_tiny_builds_and_says_so(checkout, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(checkout, bare, symlinks=True, ignore=shutil.ignore_patterns("weights"))
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, bare]
+    subprocess.run(command, check=True, capture_output=True)
+    with zipfile.ZipFile(*tmp_path.glob("*.whl")) as archive:
+        archive.extractall(tmp_path / "site")
+    commands = ["info", "tiny"], ["voices", "--model", "tiny"], ["say", "Hi.", "--model", "tiny"]
+    for site in (bare, tmp_path / "site"):
+        for code, text in run_from(site, tmp_path, *commands):
+            assert code == 1
+            assert text.startswith("minibark: this minibark was built without the model 'tiny'")
+            assert len(text.splitlines()) == 1
 
 
 def test_import_does_nothing_beyond_importing():

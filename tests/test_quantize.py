@@ -10,7 +10,7 @@ import minibark
 from minibark import quantize as room
 from minibark.config import FineGPTConfig, GPTConfig, preset
 from minibark.model import GPT, CachedDecoder, FineGPT, UncachedDecoder
-from minibark.quantize import Int8Embedding, Int8Linear, quantize, quantize_rows
+from minibark.quantize import Int8Embedding, Int8Linear, dequantize_rows, quantize, quantize_rows
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64}
 
@@ -43,6 +43,20 @@ def test_rows_are_within_half_a_step_of_float32():
     assert int(q.abs().max()) == 127
     assert ((q * scale[:, None] - weight).abs() <= 0.5001 * scale[:, None]).all()
     assert (q[7] == 0).all()
+
+
+def test_what_int8_rows_stand_for_is_quantized_to_the_same_rows():
+    """Exactly, whatever the magnitude: so a stored int8 checkpoint runs in int8 as it is."""
+    torch.manual_seed(0)
+    weight = torch.randn(20_000, 16) * torch.logspace(-30, 30, 20_000)[:, None]
+    weight[7] = 0
+    q, scale = quantize_rows(weight)
+    floats = dequantize_rows(q, scale)
+    assert floats.dtype == torch.float32 and floats.isfinite().all()
+    assert torch.equal(floats, q * scale[:, None])
+    again, same_scale = quantize_rows(floats)
+    assert torch.equal(q, again) and torch.equal(scale, same_scale)
+    assert (floats[7] == 0).all()
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 63, 887])

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from minibark import Bark, BarkConfig, CheckpointError, Tokenizer, convert
+from minibark import quantize as int8_room
 from minibark.config import STAGES, preset
 from minibark.files import read_pickle
 from minibark.voice import Voice, Voices
@@ -63,6 +64,14 @@ def ours(hf, tmp_path_factory):
     """The tiny Bark in our layout; tests must not change it."""
     folder = tmp_path_factory.mktemp("ours") / "bark"
     convert(hf, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def int8(hf, tmp_path_factory):
+    """The tiny Bark in our layout with int8 matrices; tests must not change it."""
+    folder = tmp_path_factory.mktemp("int8") / "bark"
+    convert(hf, folder, precision="int8")
     return folder
 
 
@@ -349,6 +358,204 @@ def test_converted_files_are_what_the_readme_says(ours):
     document = json.loads((ours / "config.json").read_text())
     assert document["format"] == "minibark"
     assert BarkConfig.from_dict(document["config"]) == made.TINY
+
+
+# ---- ours, in int8 ----
+
+MATRIX = "semantic.transformer.h.0.attn.c_attn.weight"
+
+
+def test_int8_is_stored_for_matrices_only(hf, int8):
+    before, after = opened(hf), opened(int8)
+    with safe_open(int8 / "model.safetensors", framework="pt") as file:
+        assert file.get_tensor(MATRIX).dtype == torch.int8
+        assert file.get_tensor(f"{MATRIX}_scale").shape == (96,)
+    n_matrices = 0
+    for stage in STAGES:
+        expected = dict(before.states[stage])
+        for name, tensor in before.states[stage].items():
+            if stage != "codec" and tensor.ndim == 2:
+                expected[name], expected[f"{name}_scale"] = int8_room.quantize_rows(tensor)
+                n_matrices += 1
+        assert after.states[stage].keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert after.states[stage][name].dtype == tensor.dtype, name
+            assert torch.equal(after.states[stage][name], tensor), name
+        assert after.n_parameters(stage) == before.n_parameters(stage)
+    assert n_matrices == 3 * (2 * 4) + 3 + 2 * 2 + 4  # linears, wpe, wte and lm_head, wtes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_int8_checkpoint_opens_in_every_precision(dtype, hf, int8):
+    before, after = opened(hf), opened(int8)
+    for stage in ("semantic", "coarse", "fine"):
+        close = dict(before.build(stage, torch.float32).named_parameters())
+        for name, parameter in after.build(stage, dtype).named_parameters():
+            assert parameter.dtype == dtype
+            step = close[name].abs().max() * (1 / 127 + torch.finfo(dtype).eps)
+            assert (parameter.float() - close[name]).abs().max() <= step, name
+    tokens = torch.arange(40)[None]
+    stages = [checkpoint.build("semantic", torch.float32) for checkpoint in (before, after)]
+    theirs, ours = (stage(tokens) for stage in stages)
+    assert (ours - theirs).pow(2).mean().sqrt() < 0.1 * theirs.std()
+
+
+def test_an_int8_checkpoint_runs_in_int8_as_it_is(int8, monkeypatch):
+    monkeypatch.setattr(int8_room, "has_int8_linear", lambda: False)  # packed ones cannot be seen
+    checkpoint = opened(int8)
+    found = 0
+    for stage in ("semantic", "coarse", "fine"):
+        model = checkpoint.build(stage, torch.float32)
+        int8_room.quantize(model)
+        for name, module in model.named_modules():
+            if isinstance(module, (int8_room.Int8Linear, int8_room.Int8Embedding)) or (
+                isinstance(module, int8_room.Int8Head)
+            ):
+                stored = checkpoint.states[stage]
+                assert torch.equal(module.weight, stored[f"{name}.weight"]), name
+                assert torch.equal(module.scale, stored[f"{name}.weight_scale"]), name
+                found += 1
+    assert found == 3 * (2 * 4) + 2 * 2
+
+
+def test_every_precision_of_an_int8_checkpoint_speaks(int8):
+    voices = {}
+    for precision in ("float32", "float16", "bfloat16", "int8"):
+        bark = Bark.from_pretrained(int8, device="cpu", precision=precision, offline=True)
+        voices[precision] = bark.generate_voice("Hi.", seed=0)
+        assert bark.decode(voices[precision].fine).dtype == np.float32
+    assert {voice.fine.shape[0] for voice in voices.values()} == {4}
+
+
+@pytest.mark.parametrize("precision", [None, "int8"])
+def test_converting_int8_again_keeps_it(precision, int8, tmp_path):
+    convert(int8, tmp_path / "out", precision=precision)
+    assert_same_states(opened(int8), opened(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_converting_int8_to_floats_multiplies_it_out(precision, int8, tmp_path):
+    convert(int8, tmp_path / "out", precision=precision)
+    before, after = opened(int8), opened(tmp_path / "out")
+    dtype = getattr(torch, precision)
+    for stage in ("semantic", "coarse", "fine"):
+        expected = before.build(stage, dtype).state_dict()
+        assert after.states[stage].keys() == expected.keys()
+        for name, tensor in after.states[stage].items():
+            assert tensor.dtype == dtype
+            assert torch.equal(tensor, expected[name]), name
+    if precision == "float32":
+        convert(tmp_path / "out", tmp_path / "again", precision="int8")
+        again = opened(tmp_path / "again")
+        matrices = {name for name in before.states["fine"] if name.endswith("_scale")}
+        for name in matrices | {name.removesuffix("_scale") for name in matrices}:
+            assert torch.equal(again.states["fine"][name], before.states["fine"][name])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_int8_of_what_is_no_number_is_refused(value, hf, tmp_path):
+    source = copy_of(hf, tmp_path)
+    name = "coarse_acoustics.layers.1.mlp.in_proj.weight"
+    change_tensors(source / "model.safetensors", lambda state: state[name][3, 5].fill_(value))
+    with pytest.raises(CheckpointError, match=r"coarse transformer\.h\.1\.mlp\.c_fc\.weight does"):
+        convert(source, tmp_path / "out", precision="int8")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_codec_in_half_precision_is_run_in_float32(ours, tmp_path):
+    folder = copy_of(ours, tmp_path)
+
+    def halve(state):
+        for name in state:
+            if name.startswith("codec."):
+                state[name] = state[name].half()
+
+    change_tensors(folder / "model.safetensors", halve)
+    checkpoint = opened(folder)
+    assert {tensor.dtype for tensor in checkpoint.states["codec"].values()} == {torch.float16}
+    state = checkpoint.build("codec", torch.bfloat16).state_dict()
+    for name, tensor in opened(ours).states["codec"].items():
+        assert torch.equal(state[name], tensor.half().float()), name
+    codes = torch.arange(36).reshape(4, 9) % 16
+    audio, whole = (Bark.from_pretrained(f, device="cpu").decode(codes) for f in (folder, ours))
+    assert audio.dtype == np.float32
+    assert 0 < np.abs(audio - whole).max() < 0.01 * np.abs(whole).max()
+
+
+def wrong_scale(change):
+    return lambda state: state.update({f"{MATRIX}_scale": change(state[f"{MATRIX}_scale"])})
+
+
+def with_one(value):
+    return wrong_scale(lambda scale: scale.index_fill(0, torch.tensor([5]), value))
+
+
+def as_int8(*names):
+    """Change that makes tensors int8, with scales, whether they may be or not."""
+
+    def change(state):
+        for name in names:
+            rows = state[name].reshape(len(state[name]), -1)
+            q, state[f"{name}_scale"] = int8_room.quantize_rows(rows)
+            state[name] = q.reshape(state[name].shape)
+
+    return change
+
+
+WRONG_INT8 = {
+    "no scale": (lambda state: state.pop(f"{MATRIX}_scale"), r"lacks .*c_attn\.weight_scale"),
+    "scale alone": (
+        lambda state: state.update({MATRIX: state[MATRIX].float()}),
+        r"has unknown .*c_attn\.weight_scale",
+    ),
+    "no matrix": (lambda state: state.pop(MATRIX), r"lacks .*c_attn\.weight and has unknown"),
+    "half": (wrong_scale(torch.Tensor.half), r"c_attn\.weight_scale must hold finite float32"),
+    "double": (wrong_scale(torch.Tensor.double), r"c_attn\.weight_scale must hold finite float32"),
+    "whole": (wrong_scale(torch.Tensor.int), r"c_attn\.weight_scale holds torch\.int32"),
+    "column": (wrong_scale(lambda scale: scale[:, None]), r"weight_scale has shape \(96, 1\)"),
+    "short": (wrong_scale(lambda scale: scale[:95]), r"weight_scale has shape \(95,\)"),
+    "zero": (with_one(0.0), "above 0"),
+    "negative": (with_one(-1.0), "above 0"),
+    "infinite": (with_one(float("inf")), "above 0"),
+    "nan": (with_one(float("nan")), "above 0"),
+    "wrong shape": (
+        lambda state: state.update({MATRIX: state[MATRIX][:, :31].clone()}),
+        r"c_attn\.weight has shape \(96, 31\)",
+    ),
+    "uint8": (
+        lambda state: state.update({MATRIX: state[MATRIX].to(torch.uint8)}),
+        r"has unknown .*c_attn\.weight_scale",
+    ),
+    "norm": (as_int8("semantic.transformer.h.0.ln_1.weight"), r"has unknown .*ln_1\.weight_scale"),
+    "norm alone": (
+        lambda state: state.update({"semantic.transformer.ln_f.weight": torch.ones(32).char()}),
+        r"ln_f\.weight holds torch\.int8",
+    ),
+    "codec": (
+        as_int8("codec.decoder.layers.1.lstm.weight_ih_l0"),
+        "codec model has unknown .*lstm.weight_ih_l0_scale",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_INT8)
+def test_wrong_int8_is_refused(name, int8, tmp_path):
+    change, text = WRONG_INT8[name]
+    folder = copy_of(int8, tmp_path)
+    change_tensors(folder / "model.safetensors", change)
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors.*{text}"):
+        opened(folder)
+
+
+def test_int8_is_for_our_layout_only(hf, tmp_path):
+    folder = copy_of(hf, tmp_path)
+    name = "semantic.layers.0.attn.att_proj.weight"
+    change_tensors(folder / "model.safetensors", as_int8(name))
+    with pytest.raises(CheckpointError, match=r"has unknown .*c_attn\.weight_scale"):
+        opened(folder)
+    change_tensors(folder / "model.safetensors", lambda state: state.pop(f"{name}_scale"))
+    with pytest.raises(CheckpointError, match=r"c_attn\.weight holds torch\.int8, not floats"):
+        opened(folder)
 
 
 # ---- vocabulary ----
