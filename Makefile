@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: hello test lint types format clean
 
 hello: $(VENV)/installed
-	$(BIN)/minibark say "Hello, my name is Bark." --model random --max-duration 3 --seed 0 -o hello.wav
+	$(BIN)/minibark say "Hello, my name is Bark." --model tiny --seed 0 -o hello.wav
 
 test: $(VENV)/installed-test lint types
 	$(BIN)/python -m pytest

@@ -14,7 +14,7 @@ import torch
 import minibark
 from minibark.config import STAGES, BarkConfig, preset
 from minibark.voice import Voices
-from minibark.weights import Checkpoint, new_module, save_checkpoint
+from minibark.weights import Checkpoint, new_module, open_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -102,3 +102,21 @@ def test_the_table_of_models_is_true():
         shape = (gpt.n_layer, gpt.n_head, gpt.n_embd)
         assert shape == (int(layers), int(heads), int(width.replace(",", "")))
         assert abs(float(millions.replace(",", "")) - parameters / 1e6) < 0.6
+
+
+def test_the_row_of_tiny_is_true():
+    row = re.search(
+        r"^\| `tiny` \| (\d), (\d) and (\d) layers, (\d+), (\d+) and (\d+) wide \| "
+        r"([\d.]+) M \| ([\d.]+) MB",
+        README,
+        re.MULTILINE,
+    )
+    checkpoint = open_checkpoint("tiny")
+    gpts = [getattr(checkpoint.config, stage) for stage in ("semantic", "coarse", "fine")]
+    shape = [gpt.n_layer for gpt in gpts] + [gpt.n_embd for gpt in gpts]
+    assert [int(value) for value in row.groups()[:6]] == shape
+    parameters = sum(checkpoint.n_parameters(stage) for stage in STAGES)
+    assert abs(float(row[7]) - parameters / 1e6) < 0.06
+    files = [path for path in (ROOT / "weights" / "tiny").rglob("*") if path.suffix != ".md"]
+    size = sum(path.stat().st_size for path in files if path.suffix != ".png" and path.is_file())
+    assert abs(float(row[8]) - size / 1e6) < 0.06
