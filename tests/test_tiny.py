@@ -116,9 +116,11 @@ def test_greedy_tokens_are_the_same_on_every_path(bark, voice):
     texts = [torch.tensor(bark.tokenizer.encode(text)) for text in SENTENCES[:2]]
     prompts = [semantic_prompt(text, loaded.semantic if voice else None, g) for text in texts]
     with bark._stage("semantic") as model:
-        generate = lambda prompts, **kw: generate_semantic(  # noqa: E731
-            model, prompts, g, GREEDY, [None] * len(prompts), max_duration_s=1, **kw
-        )
+
+        def generate(prompts, **options):
+            none = [None] * len(prompts)
+            return generate_semantic(model, prompts, g, GREEDY, none, max_duration_s=1, **options)
+
         batch = generate(prompts)
         alone = [generate([prompt])[0] for prompt in prompts]
         plain = generate(prompts, decoder=UncachedDecoder)
@@ -127,9 +129,11 @@ def test_greedy_tokens_are_the_same_on_every_path(bark, voice):
     semantics = [bark.text_to_semantic(text, voice, temperature=0) for text in texts]
     short = [semantic[:45] for semantic in semantics]  # over one window's end and the history's
     with bark._stage("coarse") as model:
-        generate = lambda rows, **kw: generate_coarse(  # noqa: E731
-            model, rows, [loaded] * len(rows), g, GREEDY, [None] * len(rows), **kw
-        )
+
+        def generate(rows, **options):
+            none = [None] * len(rows)
+            return generate_coarse(model, rows, [loaded] * len(rows), g, GREEDY, none, **options)
+
         batch = generate(short)
         alone = [generate([semantic])[0] for semantic in short]
         plain = generate(short, decoder=UncachedDecoder)

@@ -47,17 +47,13 @@ def main() -> None:
         edges = np.quantile(pitch_hz[mine], np.arange(1, PITCHES) / PITCHES)
         pitch[mine] = np.searchsorted(edges, pitch_hz[mine])
         print(f"{voice}: pitch {np.median(pitch_hz[mine]):.1f} Hz, quarters at {edges.round(1)}")
-    table, tokens, ends = {}, [], []  # type: dict[str, int], list[Any], list[int]
-    labels = {
-        (phone, third, level): f"{names[phone]} {third} {level}"
-        for phone in range(len(names))
-        for third in range(THIRDS)
-        for level in (range(PITCHES) if is_vowel[phone] else (0,))
-    }
-    numbers = {label: number for number, label in enumerate(labels)}
     table = np.full((len(names), THIRDS, PITCHES), -1)
-    for (phone, third, level), number in numbers.items():
-        table[phone, third, level] = number
+    spelled: list[str] = []
+    for phone, third, level in np.ndindex(table.shape):
+        if level == 0 or is_vowel[phone]:
+            table[phone, third, level] = len(spelled)
+            spelled.append(f"{names[phone]} {third} {level}")
+    tokens, ends = [], []
     for i, (first, last) in enumerate(zip([0, *phone_ends[:-1]], phone_ends, strict=True)):
         n_samples = int(data.audio_ends[i] - (data.audio_ends[i - 1] if i else 0))
         frames, third = frame_phones(starts[first:last], n_samples)
@@ -65,7 +61,6 @@ def main() -> None:
         ends.append(len(frames))
     joined = np.concatenate(tokens)
     used, compact = np.unique(joined, return_inverse=True)
-    spelled = list(labels.values())
     np.savez(
         args.work / "semantic.npz",
         tokens=compact.astype(np.int16),

@@ -45,7 +45,6 @@ def train(
     every: int = 250,
     average: float = 0.999,
     betas: tuple[float, float] = (0.9, 0.98),
-    after_step: Callable[[int], None] | None = None,
 ) -> nn.Module:
     """Train a model and give the running average of its weights.
 
@@ -63,7 +62,6 @@ def train(
         every: steps between validations.
         average: how slowly the averaged weights follow.
         betas: Adam's.
-        after_step: called with the step's number.
     """
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
@@ -104,8 +102,6 @@ def train(
         for key, value in found.items():
             sums[key] = sums.get(key, 0.0) + float(value.detach())
         step += 1
-        if after_step:
-            after_step(step)
         if step % every == 0 or step == args.steps:
             seconds, began = seconds + time.perf_counter() - began, time.perf_counter()
             n = (step - 1) % every + 1
