@@ -31,7 +31,8 @@ POSITIONS = 4_000  # of a batch, about
 NOISE = 0.03  # share of semantic inputs that are replaced, so that text is trusted more than past
 RATES = ("phone", "full")  # by turns, in the first part of the training
 AT_END = 3.0  # weight of a frame that follows the last third of a phone; of others, a half
-NO_HISTORY = 0.5  # share of the default voice's examples that have no history
+NO_HISTORY = 0.7  # share of the default voice's examples that have no history
+FIGURES = 3  # times that an utterance about figures counts: they are few, and each must be right
 
 
 def main() -> None:
@@ -69,6 +70,8 @@ class Examples:
         self.sentences = data.sentences
         self.text = [torch.tensor(tokenizer.encode(s["text"])) for s in self.sentences]
         self.train, self.dev = data.of_split("train"), data.of_split("dev")
+        numbers = [i for i in self.train if self.sentences[i]["kind"] == "numbers"]
+        self.train += numbers * (FIGURES - 1)
         self.styles: dict[tuple[str, int], list[int]] = {}
         for i in self.train:
             s = self.sentences[i]
