@@ -150,6 +150,7 @@ def generate_coarse(
         for semantic, voice in zip(semantics, voices, strict=True)
     ]
     tokens = torch.zeros(0, dtype=torch.int64)
+    nothing = torch.tensor(0, device=device)  # what an ended row goes on with
     prompts: list[Tensor] = []
     total = max((row.n_steps for row in rows), default=0)
     for window_start in range(0, total, window_len):
@@ -169,10 +170,11 @@ def generate_coarse(
                 logits = decode.prefill([prompt.to(device) for prompt in prompts], head)
                 check_finite(logits, "coarse")
             probs = probabilities(logits, sampling)
-            tokens = torch.full((len(live),), first_id, device=device)
-            for i, b in enumerate(live):
-                if step < rows[b].n_steps:
-                    tokens[i] += choose(probs[i], sampling, generators[b])
+            drawn = [
+                choose(probs[i], sampling, generators[b]) if step < rows[b].n_steps else nothing
+                for i, b in enumerate(live)
+            ]
+            tokens = torch.stack(drawn) + first_id
             for b, token in zip(live, tokens.tolist(), strict=True):
                 if step < rows[b].n_steps:
                     rows[b].coarse[rows[b].n_history + step] = token

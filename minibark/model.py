@@ -19,7 +19,7 @@ from .config import FineGPTConfig, GPTConfig
 
 
 class KVCache:
-    """Keys and values of the positions seen so far: one pair of buffers per layer.
+    """Keys and values of the positions seen so far: one buffer (2, B, H, block_size, D) per layer.
 
     Rows are independent utterances, each filled up to its own `lengths[b]`.
     """
@@ -27,27 +27,27 @@ class KVCache:
     def __init__(
         self, config: GPTConfig, batch_size: int, *, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (batch_size, config.n_head, config.block_size, config.head_size)
-        self.k = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.v = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        shape = (2, batch_size, config.n_head, config.block_size, config.head_size)
+        self.kv = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.lengths = [0] * batch_size
 
-    def prefill(self, layer: int, row: int, k: Tensor, v: Tensor) -> None:
-        """Write a whole prompt's k and v, (1, H, T, D) each, at the start of one row."""
-        self.k[layer][row, :, : k.shape[2]] = k[0]
-        self.v[layer][row, :, : v.shape[2]] = v[0]
+    def prefill(self, layer: int, row: int, kv: Tensor) -> None:
+        """Write a whole prompt's keys and values, (2, H, T, D), at the start of one row."""
+        self.kv[layer][:, row, :, : kv.shape[2]] = kv
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """Write one new position per row; k and v are (B, H, 1, D).
+    def append(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """Write one new position per row; kv is (2, B, H, D).
 
         Returns:
-            The layer's buffers (B, H, block_size, D) and how much of each row they now hold.
+            The layer's keys and values (B, H, block_size, D) and how much of each row they hold.
         """
-        k_buffer, v_buffer = self.k[layer], self.v[layer]
-        for row, length in enumerate(self.lengths):
-            k_buffer[row, :, length] = k[row, :, 0]
-            v_buffer[row, :, length] = v[row, :, 0]
-        return k_buffer, v_buffer, [length + 1 for length in self.lengths]
+        buffer, lengths = self.kv[layer], self.lengths
+        if lengths.count(lengths[0]) == len(lengths):
+            buffer[:, :, :, lengths[0]] = kv
+        else:
+            for row, length in enumerate(lengths):
+                buffer[:, row, :, length] = kv[:, row]
+        return buffer[0], buffer[1], [length + 1 for length in lengths]
 
 
 class SelfAttention(nn.Module):
@@ -65,25 +65,27 @@ class SelfAttention(nn.Module):
         x: Tensor,
         cache: KVCache | None = None,
         layer: int = 0,
-        row: int | None = None,
+        row: int = 0,
         start: int = 0,
     ) -> Tensor:
-        """Mix positions of x (B, T, C); with a cache, fill one row of it or decode all its rows.
+        """Mix positions of x (B, T, C); a cache is given one row's keys and values.
 
         Only positions from `start` on are given; if causal, `start` is 0 or the last position.
         """
-        q, k, v = (
-            part.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # (B, H, T, D)
-            for part in self.c_attn(x).chunk(3, dim=-1)
-        )
-        if cache is not None and row is None:
-            y = ops.decode_attention(q, *cache.append(layer, k, v))
-        else:
-            if cache is not None and row is not None:
-                cache.prefill(layer, row, k, v)
-            causal = self.causal and start < x.shape[1] - 1  # the last position sees everything
-            y = ops.attention(q[:, :, start:], k, v, causal=causal)
+        qkv = self.c_attn(x).view(*x.shape[:2], 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            cache.prefill(layer, row, qkv[1:, 0])
+        q, k, v = qkv.unbind()  # (B, H, T, D)
+        causal = self.causal and start < x.shape[1] - 1  # the last position sees everything
+        y = ops.attention(q[:, :, start:], k, v, causal=causal)
         out: Tensor = self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
+        return out
+
+    def decode(self, x: Tensor, cache: KVCache, layer: int) -> Tensor:
+        """Mix one new position per row, x (B, C), with the past in the cache."""
+        qkv = self.c_attn(x).view(len(x), 3, self.n_head, -1).transpose(0, 1)  # (3, B, H, D)
+        y = ops.decode_attention(qkv[0].unsqueeze(2), *cache.append(layer, qkv[1:]))
+        out: Tensor = self.c_proj(y.view(x.shape))
         return out
 
 
@@ -96,7 +98,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform x (B, T, C) position by position."""
+        """Transform x (..., C) position by position."""
         out: Tensor = self.c_proj(F.gelu(self.c_fc(x)))
         return out
 
@@ -116,11 +118,17 @@ class Block(nn.Module):
         x: Tensor,
         cache: KVCache | None = None,
         layer: int = 0,
-        row: int | None = None,
+        row: int = 0,
         start: int = 0,
     ) -> Tensor:
         """Transform x (B, T, C); positions from `start` on."""
         x = x[:, start:] + self.attn(self.ln_1(x), cache, layer, row, start)
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+    def decode(self, x: Tensor, cache: KVCache, layer: int) -> Tensor:
+        """Transform one new position per row, x (B, C)."""
+        x = x + self.attn.decode(self.ln_1(x), cache, layer)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -151,22 +159,28 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, bias=norm_bias)
 
     def forward(
-        self, x: Tensor, cache: KVCache | None = None, row: int | None = None, start: int = 0
+        self, x: Tensor, cache: KVCache | None = None, row: int = 0, start: int = 0
     ) -> Tensor:
         """Blocks over embedded tokens x (B, T, C) at positions 0 to T; gives those from `start`."""
         length, block_size = x.shape[1], self.wpe.num_embeddings
         if length > block_size:
             raise ValueError(f"{length} positions do not fit the model's block_size {block_size}")
-        return self.blocks(x + self.wpe.weight[:length], cache, row, start)
-
-    def blocks(
-        self, x: Tensor, cache: KVCache | None = None, row: int | None = None, start: int = 0
-    ) -> Tensor:
-        """All blocks over x (B, T, C), positions already added; gives those from `start` on."""
+        x = x + self.wpe.weight[:length]
         last = len(self.h) - 1
         for layer, block in enumerate(self.h):
             # Below the last layer every position is needed, for its keys and values above.
             x = block(x, cache, layer, row, start if layer == last else 0)
+        return x
+
+    def decode(self, x: Tensor, cache: KVCache) -> Tensor:
+        """Blocks over one new embedded token per row, x (B, C), at the end of each row's past."""
+        lengths = cache.lengths
+        same = lengths.count(lengths[0]) == len(lengths)
+        x = x + self.wpe.weight[lengths[0] if same else lengths]
+        for layer, block in enumerate(self.h):
+            assert isinstance(block, Block)
+            x = block.decode(x, cache, layer)
+        cache.lengths = [length + 1 for length in lengths]
         return x
 
 
@@ -230,11 +244,8 @@ class GPT(nn.Module):
         """
         if max(cache.lengths) >= self.config.block_size:
             raise ValueError(f"the cache is full at {self.config.block_size} positions")
-        positions = torch.tensor(cache.lengths, device=tokens.device)
-        x = self.transformer.wte(tokens) + self.transformer.wpe(positions)
-        x = self.transformer.blocks(x[:, None], cache)
-        cache.lengths = [length + 1 for length in cache.lengths]
-        return self._logits(x[:, 0], head)
+        x = self.transformer.decode(self.transformer.wte(tokens), cache)
+        return self._logits(x, head)
 
     def _embed(self, tokens: Tensor, n_merged: int) -> Tensor:
         x: Tensor = self.transformer.wte(tokens)  # (B, T, C)

@@ -36,10 +36,11 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) ->
     Returns:
         (B, H, 1, D), dtype of `q`.
     """
+    if lengths.count(lengths[0]) == len(lengths):
+        n = lengths[0]
+        return F.scaled_dot_product_attention(q, k[:, :, :n], v[:, :, :n])
     rows = [
-        F.scaled_dot_product_attention(
-            q[b : b + 1], k[b : b + 1, :, :length], v[b : b + 1, :, :length]
-        )
-        for b, length in enumerate(lengths)
+        F.scaled_dot_product_attention(q[b : b + 1], k[b : b + 1, :, :n], v[b : b + 1, :, :n])
+        for b, n in enumerate(lengths)
     ]
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+    return torch.cat(rows)

@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -108,21 +109,25 @@ def generate_semantic(
     device = model.transformer.wpe.weight.device
     decode = decoder(model, config.max_input_semantic_length)
     end = config.semantic_vocab_size
-    least_end_p = math.inf if min_eos_p is None else min_eos_p
+    # Compared in float32, as the reference does.
+    least_end_p = math.inf if min_eos_p is None else float(np.float32(min_eos_p))
     head = slice(0, end + allow_early_stop)
     n_steps = max_semantic_steps(config, max_duration_s)
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(rows)))
+    nothing = torch.tensor(0, device=device)  # what an ended row goes on with
     logits = decode.prefill([prompt.to(device) for prompt in prompts], head)
     check_finite(logits, "semantic")
     for step in range(n_steps):
         probs = probabilities(logits, sampling)
-        tokens = torch.zeros(len(rows), dtype=torch.int64, device=device)
-        for row in running:
-            tokens[row] = choose(probs[row], sampling, generators[row])
-        ends = ((tokens == end) | (probs[:, -1] >= least_end_p)) & allow_early_stop
-        for row, (token, ended) in enumerate(zip(tokens.tolist(), ends.tolist(), strict=True)):
-            if ended:
+        drawn = [
+            choose(probs[row], sampling, generators[row]) if row in running else nothing
+            for row in range(len(rows))
+        ]
+        tokens = torch.stack(drawn)
+        end_p = probs[:, -1].tolist() if allow_early_stop else []
+        for row, token in enumerate(tokens.tolist()):
+            if allow_early_stop and (token == end or end_p[row] >= least_end_p):
                 running.discard(row)
             elif row in running:
                 rows[row].append(token)

@@ -34,7 +34,7 @@ def tokens(*shape: int, end: int = 90) -> Tensor:
 
 def nan_cache(model: GPT, batch_size: int, dtype: torch.dtype = torch.float32) -> KVCache:
     cache = KVCache(model.config, batch_size, device=torch.device("cpu"), dtype=dtype)
-    for buffer in (*cache.k, *cache.v):
+    for buffer in cache.kv:
         buffer.fill_(torch.nan)
     return cache
 
