@@ -17,12 +17,12 @@ from .coarse import generate_coarse
 from .config import BarkConfig
 from .fine import generate_fine
 from .model import GPT, FineGPT
-from .quantize import quantize
+from .precision import FLOATS, parse_precision, reduce, warn_if_slow
 from .sampling import OnStep, Sampling
 from .semantic import generate_semantic, semantic_prompt
 from .tokenizer import Tokenizer
 from .voice import Voice, VoiceError, Voices
-from .weights import new_module, open_checkpoint, parse_precision
+from .weights import new_module, open_checkpoint
 
 VoiceLike = Voice | str | os.PathLike[str] | Mapping[str, Any] | None
 """A voice by name or `.npz` path, as a `Voice`, as Suno's dictionary, or None for none."""
@@ -82,8 +82,8 @@ class Bark:
             tokenizer: None is a vocabulary of single characters.
             voices: voices by name; None is none.
             device: as for `torch.device`; None is CUDA where there is one, else the CPU.
-            precision: `"float32"`, `"float16"`, `"bfloat16"` or, on a CPU, `"int8"`; None is
-                bfloat16 on CUDA, else float32.
+            precision: `"float32"`, `"float16"`, `"bfloat16"` or, on a CPU, `"int8"` or `"int4"`;
+                None is bfloat16 on CUDA, else float32.
             offload: keep only the running stage on the device, the others on the CPU.
             seed: of the random weights.
 
@@ -96,9 +96,10 @@ class Bark:
         self.device = _device(device)
         self.precision = precision or ("bfloat16" if self.device.type == "cuda" else "float32")
         self.offload = offload
-        self._dtype = _dtype(self.precision, self.device)
+        _check_precision(self.precision, self.device)
+        warn_if_slow(self.precision)
         self._modules: dict[str, nn.Module] = {}
-        self._build: Callable[[str, torch.dtype], nn.Module] = self._random_module
+        self._build: Callable[[str], nn.Module] = self._random_module
         self._seed = seed
 
     @classmethod
@@ -122,8 +123,8 @@ class Bark:
                 `"./tiny"`), a hub repository (`"suno/bark-small"`, `"suno/bark"`) or a directory
                 in Hugging Face's, Suno's or our own layout.
             device: as for `torch.device`; None is CUDA where there is one, else the CPU.
-            precision: `"float32"`, `"float16"`, `"bfloat16"` or, on a CPU, `"int8"`; None is
-                bfloat16 on CUDA, else float32.
+            precision: `"float32"`, `"float16"`, `"bfloat16"` or, on a CPU, `"int8"` or `"int4"`;
+                None is bfloat16 on CUDA, else float32.
             offload: keep only the running stage on the device, the others on the CPU.
             cache_dir: the hub's cache and ours; None is the usual place of each.
             revision: branch, tag or commit on the hub.
@@ -138,7 +139,7 @@ class Bark:
             ValueError: an unknown precision or stage, or a device that this machine does not have.
         """
         if precision is not None:
-            _dtype(precision, _device(device))
+            _check_precision(precision, _device(device))
         checkpoint = open_checkpoint(
             name_or_dir,
             cache_dir=cache_dir,
@@ -155,7 +156,10 @@ class Bark:
             precision=precision,
             offload=offload,
         )
-        bark._build = checkpoint.build
+        if bark._reduced:
+            bark._build = lambda stage: checkpoint.build_reduced(stage, bark.precision)
+        else:
+            bark._build = lambda stage: checkpoint.build(stage, FLOATS[bark.precision])
         return bark
 
     def generate(
@@ -430,10 +434,7 @@ class Bark:
         """A stage's module, on the device while the block runs."""
         module = self._modules.get(name)
         if module is None:
-            module = self._build(name, self._dtype)
-            if self.precision == "int8" and isinstance(module, (GPT, FineGPT)):
-                quantize(module)
-            self._modules[name] = module
+            module = self._modules[name] = self._build(name)
         module.to(self.device)
         try:
             yield module
@@ -441,22 +442,25 @@ class Bark:
             if self.offload:
                 module.to("cpu")
 
-    def _random_module(self, stage: str, dtype: torch.dtype) -> nn.Module:
+    @property
+    def _reduced(self) -> bool:
+        """Whether `minibark.precision` has a say in how the transformers run."""
+        return self.device.type == "cpu" and self.precision != "float32"
+
+    def _random_module(self, stage: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             module = new_module(stage, self.config)
-        module = module if stage == "codec" else module.to(dtype)
+        if isinstance(module, (GPT, FineGPT)) and self._reduced:
+            reduce(module, module.state_dict(), self.precision)
+        elif stage != "codec":
+            module = module.to(FLOATS[self.precision])
         return module.eval().requires_grad_(False)
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype that a stage is built in; int8 is quantized from float32."""
-    dtype = parse_precision(precision)
-    if dtype != torch.int8:
-        return dtype
-    if device.type != "cpu":
-        raise ValueError(f"precision 'int8' runs on a CPU so far, not on {device.type!r}")
-    return torch.float32
+def _check_precision(precision: str, device: torch.device) -> None:
+    if parse_precision(precision) not in FLOATS and device.type != "cpu":
+        raise ValueError(f"precision {precision!r} runs on a CPU so far, not on {device.type!r}")
 
 
 def _device(device: str | torch.device | None) -> torch.device:

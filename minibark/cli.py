@@ -215,10 +215,14 @@ def _info(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 def _bark(args: argparse.Namespace) -> Any:
     """The Bark that the options of `say` describe."""
+    import torch
+
     from .bark import Bark
     from .config import preset
     from .voice import Voices
 
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     running = {"device": args.device, "precision": args.precision, "offload": args.offload}
     if args.model == "random":
         if not args.quiet:
@@ -318,7 +322,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-duration", type=_number(float, 1e-3, 1e6), metavar="SECONDS", help="stop after it")
     add("--save-voice", metavar="FILE", help="keep what was said as an .npz voice to go on with")
     add("--device", help="cpu, cuda, mps ... (default: cuda where there is one, else cpu)")
-    _add_precision(say, "float32 on a CPU, bfloat16 on CUDA; int8 is for CPUs")
+    _add_precision(
+        say,
+        ("float32", "float16", "bfloat16", "int8", "int4"),
+        "float32 on a CPU, bfloat16 on CUDA; int8 (fast) and int4 (small) are for CPUs",
+    )
+    add("--threads", type=_number(int, 1, 1024), metavar="N", help="on a CPU (default: its cores)")
     add("--offload", action="store_true", help="keep only the running stage on the device")
 
     voices = commands.add_parser("voices", parents=[source], help="list voices, or check one")
@@ -333,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("source", metavar="SRC", help="hub repository, directory or 'tiny'")
     convert.add_argument("destination", metavar="DST", help="directory to make")
     convert.add_argument("--voices", metavar="NAMES", help="take only these, comma between (all)")
-    _add_precision(convert, "as it is")
+    _add_precision(convert, ("float32", "float16", "bfloat16", "int8"), "as it is")
 
     info = commands.add_parser("info", parents=[source], help="show what a checkpoint holds")
     info.set_defaults(run=_info)
@@ -370,6 +379,5 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_precision(parser: argparse.ArgumentParser, default: str) -> None:
-    choices = ("float32", "float16", "bfloat16", "int8")
+def _add_precision(parser: argparse.ArgumentParser, choices: tuple[str, ...], default: str) -> None:
     parser.add_argument("--precision", choices=choices, help=f"default: {default}")

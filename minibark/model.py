@@ -59,14 +59,10 @@ class SelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head = config.n_head
         self.causal = causal
+        self.product_dtype: torch.dtype | None = None  # see `ops.attention`
 
     def forward(
-        self,
-        x: Tensor,
-        cache: KVCache | None = None,
-        layer: int = 0,
-        row: int = 0,
-        start: int = 0,
+        self, x: Tensor, cache: KVCache | None = None, layer: int = 0, row: int = 0, start: int = 0
     ) -> Tensor:
         """Mix positions of x (B, T, C); a cache is given one row's keys and values.
 
@@ -77,7 +73,7 @@ class SelfAttention(nn.Module):
             cache.prefill(layer, row, qkv[1:, 0])
         q, k, v = qkv.unbind()  # (B, H, T, D)
         causal = self.causal and start < x.shape[1] - 1  # the last position sees everything
-        y = ops.attention(q[:, :, start:], k, v, causal=causal)
+        y = ops.attention(q[:, :, start:], k, v, causal=causal, product_dtype=self.product_dtype)
         out: Tensor = self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
         return out
 
@@ -114,12 +110,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self,
-        x: Tensor,
-        cache: KVCache | None = None,
-        layer: int = 0,
-        row: int = 0,
-        start: int = 0,
+        self, x: Tensor, cache: KVCache | None = None, layer: int = 0, row: int = 0, start: int = 0
     ) -> Tensor:
         """Transform x (B, T, C); positions from `start` on."""
         x = x[:, start:] + self.attn(self.ln_1(x), cache, layer, row, start)

@@ -8,20 +8,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BLOCK = 256  # queries that are worked on at once in reduced precision
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, product_dtype: torch.dtype | None = None
+) -> Tensor:
     """Softmax attention of every position over all positions, or over those up to itself.
 
     Args:
-        q: queries (B, H, T, D).
+        q: queries (B, H, T, D); fewer of them than keys are the last ones, or there is no mask.
         k: keys (B, H, T, D).
         v: values (B, H, T, D).
         causal: True hides later positions from earlier ones.
+        product_dtype: type of the two products on a CPU, less precise and faster; None is q's.
 
     Returns:
         (B, H, T, D), dtype of `q`.
     """
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    if product_dtype is None or q.shape[2] < BLOCK // 4:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return _attention_by_head(q, k, v, causal, product_dtype)
+
+
+def _attention_by_head(q: Tensor, k: Tensor, v: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
+    """One head and one block of queries after the other, so that the scores stay in the cache."""
+    out = torch.empty_like(q)
+    q, k, v = (q * q.shape[-1] ** -0.5).to(dtype), k.to(dtype).transpose(2, 3), v.to(dtype)
+    length = q.shape[2]
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            for first in range(0, length, BLOCK):
+                last = min(first + BLOCK, length)
+                seen = last if causal else k.shape[3]
+                scores = q[b, h, first:last] @ k[b, h, :, :seen]
+                if causal:
+                    later = torch.ones(last - first, last - first, dtype=torch.bool).triu_(1)
+                    scores[:, first:].masked_fill_(later, -torch.inf)
+                out[b, h, first:last] = scores.softmax(-1) @ v[b, h, :seen]
+    return out
 
 
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -50,18 +50,14 @@ from .files import (
 )
 from .hub import Source
 from .model import GPT, FineGPT
-from .quantize import dequantize_rows, quantize_rows
+from .precision import FLOATS, SCALE, dequantize_rows, parse_precision, quantize_rows, reduce
 from .sampling import OnStep
 from .tokenizer import Tokenizer
 from .voice import Voices
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PRECISIONS |= {"int8": torch.int8}
 CODEC_REPO = "facebook/encodec_24khz"
 VOCAB_REPO = "google-bert/bert-base-multilingual-cased"
 
-# Our layout has an int8 matrix as NAME (N, K), its rows' scales as NAME_scale (N,) float32.
-_SCALE = "_scale"
 _HF_PREFIXES = {"semantic": "semantic.", "coarse": "coarse_acoustics."}
 _HF_PREFIXES |= {"fine": "fine_acoustics.", "codec": "codec_model."}
 _HF_WORDS = {
@@ -115,6 +111,18 @@ class Checkpoint:
         module.load_state_dict(self.parameters(stage, dtype), strict=True, assign=True)
         return module.eval().requires_grad_(False)
 
+    def build_reduced(self, stage: str, precision: str) -> nn.Module:
+        """One stage in a precision other than float32, as `minibark.precision` runs it on a CPU.
+
+        A matrix is read and converted after the other: no float32 copy of all is made.
+        """
+        if stage == "codec":
+            return self.build(stage, torch.float32)
+        module = _shape_of(stage, getattr(self.config, stage))
+        assert isinstance(module, (GPT, FineGPT))
+        reduce(module, self.states[stage], precision)
+        return module.eval().requires_grad_(False)
+
     def parameters(self, stage: str, dtype: torch.dtype) -> State:
         """One stage's state dict in a floating-point dtype; the codec's is always float32."""
         return _floats(self.states[stage], torch.float32 if stage == "codec" else dtype)
@@ -122,7 +130,7 @@ class Checkpoint:
     def n_parameters(self, stage: str) -> int:
         """How many numbers a stage has, scales of int8 rows not counted."""
         state = self.states[stage]
-        return sum(tensor.numel() for name, tensor in state.items() if not name.endswith(_SCALE))
+        return sum(tensor.numel() for name, tensor in state.items() if not name.endswith(SCALE))
 
 
 def new_module(stage: str, config: BarkConfig) -> nn.Module:
@@ -454,7 +462,7 @@ def _checked(stage: str, state: State, part: Any, where: Path, may_be_int8: bool
         for name, tensor in expected.items()
         if may_be_int8 and tensor.ndim == 2 and name in state and state[name].dtype == torch.int8
     ]
-    expected |= {f"{name}{_SCALE}": expected[name][:, 0] for name in int8}
+    expected |= {f"{name}{SCALE}": expected[name][:, 0] for name in int8}
     missing, extra = set(expected) - set(state), set(state) - set(expected)
     if missing or extra:
         texts = [f"lacks {_some(missing)}"] * bool(missing) + [
@@ -470,10 +478,10 @@ def _checked(stage: str, state: State, part: Any, where: Path, may_be_int8: bool
         if not tensor.is_floating_point() and name not in int8:
             raise CheckpointError(f"{where}: {stage} {name} holds {tensor.dtype}, not floats")
     for name in int8:
-        scale = state[f"{name}{_SCALE}"]
+        scale = state[f"{name}{SCALE}"]
         if scale.dtype != torch.float32 or not bool(((scale > 0) & scale.isfinite()).all()):
             raise CheckpointError(
-                f"{where}: {stage} {name}{_SCALE} must hold finite float32 numbers above 0"
+                f"{where}: {stage} {name}{SCALE} must hold finite float32 numbers above 0"
             )
     return state
 
@@ -523,16 +531,21 @@ def convert(
     Raises:
         FileExistsError: the destination has files in it.
         CheckpointError: the source is damaged, or its values do not fit the precision.
+        ValueError: a precision that is not stored.
     """
     target = Path(destination)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FileExistsError(
             f"{target} exists and is not empty; choose another or delete it first"
         )
-    dtype = None if precision is None else parse_precision(precision)
+    if precision is not None and parse_precision(precision) == "int4":
+        raise ValueError(
+            "int4 is made when a model is opened, not stored; convert to int8, or keep the "
+            "checkpoint as it is, and open it with precision 'int4'"
+        )
     checkpoint = open_checkpoint(source, **options)
     names = list(checkpoint.voices) if voices is None else list(voices)
-    states = {stage: _narrow(stage, state, dtype) for stage, state in checkpoint.states.items()}
+    states = {stage: _narrow(stage, state, precision) for stage, state in checkpoint.states.items()}
     save_checkpoint(dataclasses.replace(checkpoint, states=states), target, names, on_step)
 
 
@@ -569,14 +582,16 @@ def save_checkpoint(
                 on_step("voices", done, len(voices))
 
 
-def _narrow(stage: str, state: State, dtype: torch.dtype | None) -> State:
-    if dtype is None or stage == "codec":
+def _narrow(stage: str, state: State, precision: str | None) -> State:
+    if precision is None or stage == "codec":
         return state
-    narrowed = _int8(state) if dtype == torch.int8 else _floats(state, dtype)
+    narrowed = _int8(state) if precision == "int8" else _floats(state, FLOATS[precision])
     for name, tensor in narrowed.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            name = name.removesuffix(_SCALE)
-            raise CheckpointError(f"{stage} {name} does not fit {dtype}; use bfloat16 or float32")
+            name = name.removesuffix(SCALE)
+            raise CheckpointError(
+                f"{stage} {name} does not fit {precision}; use bfloat16 or float32"
+            )
     return narrowed
 
 
@@ -585,8 +600,8 @@ def _floats(state: State, dtype: torch.dtype) -> State:
     floats = {}
     for name, tensor in state.items():
         if tensor.dtype == torch.int8:
-            tensor = dequantize_rows(tensor, state[f"{name}{_SCALE}"])
-        if not name.endswith(_SCALE):
+            tensor = dequantize_rows(tensor, state[f"{name}{SCALE}"])
+        if not name.endswith(SCALE):
             floats[name] = tensor.to(dtype)
     return floats
 
@@ -597,19 +612,8 @@ def _int8(state: State) -> State:
     for name, tensor in state.items():
         quantized[name] = tensor
         if tensor.ndim == 2 and tensor.dtype != torch.int8:
-            quantized[name], quantized[f"{name}{_SCALE}"] = quantize_rows(tensor)
+            quantized[name], quantized[f"{name}{SCALE}"] = quantize_rows(tensor)
     return quantized
-
-
-def parse_precision(name: str) -> torch.dtype:
-    """The dtype of a precision name.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if name not in PRECISIONS:
-        raise ValueError(f"unknown precision {name!r}; expected {', '.join(PRECISIONS)}")
-    return PRECISIONS[name]
 
 
 def _strip(state: State, prefix: str) -> State:

@@ -170,10 +170,22 @@ def test_convert_to_int8_and_what_info_tells_of_it(model, tmp_path, capsys):
         assert after[stage][7:] == ["int8,", "float32"]
     assert after["codec"] == before["codec"]
     assert after["total"][1] == before["total"][1]
-    for precision in ("float32", "int8"):
+    for precision in ("float32", "int8", "int4"):
         args = ["say", "Hi.", "-o", str(out), "--model", small, "-q", *QUICK]
         assert main([*args, "--precision", precision]) == 0
         assert soundfile.info(out).frames > 0
+
+
+def test_threads_are_as_many_as_asked(model, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        args = ["say", "Hi.", "-o", str(tmp_path / "out.wav"), "--model", model, "-q", *QUICK]
+        assert main([*args, "--threads", "1"]) == 0
+        assert torch.get_num_threads() == 1
+        with pytest.raises(SystemExit):
+            main([*args, "--threads", "0"])
+    finally:
+        torch.set_num_threads(before)
 
 
 FAILURES = {

@@ -16,9 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from minibark import Bark, BarkConfig, CheckpointError, Tokenizer, convert
-from minibark import quantize as int8_room
+from minibark import precision as room
 from minibark.config import STAGES, preset
 from minibark.files import read_pickle
+from minibark.precision import PRECISIONS
 from minibark.voice import Voice, Voices
 from minibark.weights import Checkpoint, new_module, open_checkpoint, save_checkpoint
 
@@ -375,7 +376,7 @@ def test_int8_is_stored_for_matrices_only(hf, int8):
         expected = dict(before.states[stage])
         for name, tensor in before.states[stage].items():
             if stage != "codec" and tensor.ndim == 2:
-                expected[name], expected[f"{name}_scale"] = int8_room.quantize_rows(tensor)
+                expected[name], expected[f"{name}_scale"] = room.quantize_rows(tensor)
                 n_matrices += 1
         assert after.states[stage].keys() == expected.keys()
         for name, tensor in expected.items():
@@ -401,30 +402,51 @@ def test_an_int8_checkpoint_opens_in_every_precision(dtype, hf, int8):
 
 
 def test_an_int8_checkpoint_runs_in_int8_as_it_is(int8, monkeypatch):
-    monkeypatch.setattr(int8_room, "has_int8_linear", lambda: False)  # packed ones cannot be seen
+    monkeypatch.setattr(room, "has_int8_linear", lambda: False)  # packed ones cannot be seen
     checkpoint = opened(int8)
     found = 0
     for stage in ("semantic", "coarse", "fine"):
-        model = checkpoint.build(stage, torch.float32)
-        int8_room.quantize(model)
+        model = checkpoint.build_reduced(stage, "int8")
+        stored = checkpoint.states[stage]
         for name, module in model.named_modules():
-            if isinstance(module, (int8_room.Int8Linear, int8_room.Int8Embedding)) or (
-                isinstance(module, int8_room.Int8Head)
-            ):
-                stored = checkpoint.states[stage]
+            if isinstance(module, (room.Int8Linear, room.Int8Embedding)):
                 assert torch.equal(module.weight, stored[f"{name}.weight"]), name
                 assert torch.equal(module.scale, stored[f"{name}.weight_scale"]), name
                 found += 1
-    assert found == 3 * (2 * 4) + 2 * 2
+        if stage != "fine":
+            part = model.lm_head.make(slice(3, 7))
+            assert torch.equal(part.weight, stored["lm_head.weight"][3:7])
+            assert torch.equal(part.scale, stored["lm_head.weight_scale"][3:7])
+    assert found == 3 * (2 * 4) + 2
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_a_reduced_stage_has_its_other_weights_in_float32_as_they_are(precision, hf):
+    checkpoint = opened(hf)
+    for stage in ("semantic", "coarse", "fine"):
+        model, stored = checkpoint.build_reduced(stage, precision), checkpoint.states[stage]
+        rest = model.state_dict()
+        assert {"transformer.wpe.weight", "transformer.ln_f.weight"} <= rest.keys()
+        for name, tensor in rest.items():
+            assert tensor.dtype == torch.float32
+            assert torch.equal(tensor, stored[name].float()), name
+    codec = checkpoint.build_reduced("codec", precision).state_dict()
+    assert {tensor.dtype for tensor in codec.values()} == {torch.float32}
 
 
 def test_every_precision_of_an_int8_checkpoint_speaks(int8):
     voices = {}
-    for precision in ("float32", "float16", "bfloat16", "int8"):
+    for precision in PRECISIONS:
         bark = Bark.from_pretrained(int8, device="cpu", precision=precision, offline=True)
         voices[precision] = bark.generate_voice("Hi.", seed=0)
         assert bark.decode(voices[precision].fine).dtype == np.float32
     assert {voice.fine.shape[0] for voice in voices.values()} == {4}
+
+
+def test_int4_is_not_stored(hf, tmp_path):
+    with pytest.raises(ValueError, match="int4 is made when a model is opened"):
+        convert(hf, tmp_path / "out", precision="int4")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("precision", [None, "int8"])
@@ -496,7 +518,7 @@ def as_int8(*names):
     def change(state):
         for name in names:
             rows = state[name].reshape(len(state[name]), -1)
-            q, state[f"{name}_scale"] = int8_room.quantize_rows(rows)
+            q, state[f"{name}_scale"] = room.quantize_rows(rows)
             state[name] = q.reshape(state[name].shape)
 
     return change

@@ -1,0 +1,348 @@
+"""What a precision means on a CPU: how the large matrices are kept and multiplied.
+
+    float16, bfloat16   matrices and tables in 16 bits
+    int8                w[n, k] ~ scale[n] * q[n, k],                     q in [-127, 127]
+    int4                w[n, k] ~ scale[n, g] * (q[n, k] - 8) + zero[n, g],  q in [0, 15],
+                        with g = k // 32, a scale and a zero for each group of 32 columns
+
+Whatever it is, a product takes float32 and gives float32; LayerNorms, cache, logits and the codec
+are float32. int8's products quantize their activations too, over the range that they have in that
+call. int4 is for the blocks of the causal models, whose steps read every weight for one position;
+their tables and heads, which change the tokens most, are int8, and so is the fine model, whose
+products have a thousand rows and are bound by arithmetic.
+
+Three torch operators here may be missing or slow in another torch or on another processor.
+`describe_paths` tells which are used; where one is missing, plain torch gives the same within
+rounding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .model import GPT, FineGPT, Head, SelfAttention
+
+FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PRECISIONS = (*FLOATS, "int8", "int4")
+SCALE = "_scale"  # a state dict has an int8 matrix as NAME (N, K) and NAME_scale (N,) float32
+GROUP = 32  # columns that share a scale in int4
+FEW_ROWS = 4  # up to so many, torch multiplies float16 fast on a CPU
+
+
+def parse_precision(name: str) -> str:
+    """The name, if it is one of `PRECISIONS`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f"unknown precision {name!r}; expected {', '.join(PRECISIONS)}")
+    return name
+
+
+# ---- what this torch and this processor can do
+
+
+def has_int8_linear() -> bool:
+    """Whether this torch multiplies int8 matrices; without, int8 saves memory but no time."""
+    return hasattr(torch.ops.quantized, "linear_dynamic") and (
+        torch.backends.quantized.engine not in ("none", "qnnpack")
+    )
+
+
+def has_int4_linear() -> bool:
+    """Whether this torch multiplies int4 matrices on a CPU; without, int4 only saves memory."""
+    return hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu") and hasattr(
+        torch.ops.aten, "_convert_weight_to_int4pack_for_cpu"
+    )
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself; others are faster in float32."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def has_vnni() -> bool:
+    """Whether this processor adds 8-bit products without saturating."""
+    names = ("_is_vnni_supported", "_is_avx512_vnni_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def warn_if_slow(precision: str) -> None:
+    """Say now, not in the middle, that this torch lacks an operator that makes a precision fast."""
+    if precision in ("int8", "int4") and not has_int8_linear():
+        missing = "quantized::linear_dynamic"
+    elif precision == "int4" and not has_int4_linear():
+        missing = "_weight_int4pack_mm_for_cpu"
+    else:
+        return
+    warnings.warn(
+        f"this torch ({torch.__version__}) has no {missing}: {precision} saves memory here but is "
+        "slower than float32",
+        stacklevel=3,
+    )
+
+
+def describe_paths(precision: str) -> str:
+    """How a precision's products run on this machine, in words; for benchmarks and reports."""
+    if precision == "float32":
+        return "float32 products"
+    large = "bfloat16" if has_fast_bfloat16() else "float32"
+    if precision in FLOATS:
+        return f"{precision} for single rows, {large} for many"
+    int8 = "int8 dynamic" if has_int8_linear() else "int8 expanded to float32"
+    int8 += "" if has_vnni() or not has_int8_linear() else ", 7-bit activations (no VNNI)"
+    if precision == "int8":
+        return int8
+    return f"{'int4 packed' if has_int4_linear() else 'int4 expanded'} in the blocks, else {int8}"
+
+
+# ---- 16 bits
+
+
+class Linear16(nn.Module):
+    """A Linear with 16-bit weights: x (..., K) float32 -> (..., N) float32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """From a weight (N, K) in float16 or bfloat16 and a bias (N,)."""
+        super().__init__()
+        self.weight = weight
+        self.bias = None if bias is None else bias.to(weight.dtype)
+        self.large = torch.bfloat16 if has_fast_bfloat16() else torch.float32
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x (..., K)."""
+        weight, bias = self.weight, self.bias
+        if weight.dtype != self.large and x.numel() > FEW_ROWS * x.shape[-1]:
+            weight = weight.to(self.large)
+            bias = None if bias is None else bias.to(self.large)
+        return F.linear(x.to(weight.dtype), weight, bias).float()
+
+
+class Embedding16(nn.Module):
+    """An embedding table in 16 bits: ids (...) -> (..., C) float32."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look ids (...) up."""
+        return F.embedding(ids, self.weight).float()
+
+
+# ---- int8
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix (N, K) as int8 (N, K) in [-127, 127] and one float32 scale (N,) per row."""
+    weight = weight.float()
+    scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12)
+    return (weight / scale[:, None]).round_().to(torch.int8), scale
+
+
+def dequantize_rows(q: Tensor, scale: Tensor) -> Tensor:
+    """The float32 rows (..., K) that int8 rows (..., K) and their scales (...) stand for."""
+    return q.float().mul_(scale[..., None])
+
+
+class Int8Linear(nn.Module):
+    """A Linear with int8 weights: x (..., K) float32 -> (..., N) float32."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
+        super().__init__()
+        self.bias = None if bias is None else bias.detach().float()
+        self.scale = scale
+        self.weight = None if has_int8_linear() else weight
+        self.packed = _pack_int8(weight, scale, self.bias) if has_int8_linear() else None
+        # Without VNNI, pairs of 8-bit products saturate: one bit less for the activations.
+        self.reduce_range = not has_vnni()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x (..., K)."""
+        if self.weight is not None:
+            return F.linear(x, dequantize_rows(self.weight, self.scale), self.bias)
+        out: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)
+        return out
+
+
+class Int8Embedding(nn.Module):
+    """An embedding table with int8 rows: ids (...) -> (..., C) float32."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        """From `quantize_rows`' (N, C) int8 and (N,) float32."""
+        super().__init__()
+        self.weight, self.scale = weight, scale
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look ids (...) up."""
+        return dequantize_rows(self.weight[ids], self.scale[ids])
+
+
+def _pack_int8(weight: Tensor, scale: Tensor, bias: Tensor | None) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of quantized tensors
+        zero = torch.zeros(len(scale), dtype=torch.int64)
+        tensor = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero, 0)
+        return torch.ops.quantized.linear_prepack(tensor, bias)
+
+
+# ---- int4
+
+
+def quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix (N, K) as 4-bit numbers in groups of `GROUP` columns.
+
+    Of several ranges for each group, the one with the least squared error is taken: leaving out
+    the extremes often costs less than a coarse step for all.
+
+    Returns:
+        q: (N, K) int32 in [0, 15].
+        scale_and_zero: (N, K / GROUP, 2) bfloat16.
+
+    Raises:
+        ValueError: K is not a multiple of `GROUP`.
+    """
+    if weight.shape[1] % GROUP:
+        raise ValueError(f"int4 needs a multiple of {GROUP} columns, got {weight.shape[1]}")
+    groups = weight.float().view(len(weight), -1, GROUP)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    best = torch.full_like(low, torch.inf)
+    q, scale, zero = torch.zeros_like(groups), torch.zeros_like(low), torch.zeros_like(low)
+    for share in (1.0, 0.95, 0.9, 0.85, 0.8):
+        middle, half = (high + low) / 2, (high - low) * (share / 2)
+        s = (half * 2 / 15).clamp(min=1e-12).bfloat16().float()
+        z = (middle + s / 2).bfloat16().float()
+        tried = ((groups - z) / s).round_().add_(8).clamp_(0, 15)
+        error = ((tried - 8) * s + z - groups).square().sum(-1, keepdim=True)
+        better = error < best
+        best = torch.where(better, error, best)
+        q, scale, zero = (
+            torch.where(better, new, old) for new, old in ((tried, q), (s, scale), (z, zero))
+        )
+    return q.flatten(1).int(), torch.cat((scale, zero), dim=-1).bfloat16()
+
+
+def dequantize_groups(q: Tensor, scale_and_zero: Tensor) -> Tensor:
+    """The float32 matrix (N, K) that `quantize_groups`' answer stands for."""
+    scale, zero = scale_and_zero.float().unbind(-1)
+    groups = q.view(len(q), -1, GROUP).float() - 8
+    floats: Tensor = groups * scale[..., None] + zero[..., None]
+    return floats.flatten(1)
+
+
+class Int4Linear(nn.Module):
+    """A Linear with int4 weights in groups: x (..., K) float32 -> (..., N) float32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """From a weight (N, K) of any floating type and a bias (N,)."""
+        super().__init__()
+        q, scale_and_zero = quantize_groups(weight)
+        self.n_out, self.bias = len(q), None if bias is None else bias.detach().float()
+        self.fast = has_int4_linear() and len(q) % 16 == 0
+        if self.fast:
+            self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 2)
+            self.scale_and_zero = scale_and_zero.transpose(0, 1).contiguous()  # (K / GROUP, N, 2)
+        else:
+            self.packed = (q[:, ::2] * 16 + q[:, 1::2]).to(torch.uint8)  # (N, K / 2)
+            self.scale_and_zero = scale_and_zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x (..., K)."""
+        if not self.fast:
+            q = torch.stack((self.packed >> 4, self.packed & 15), dim=-1).flatten(1)
+            return F.linear(x, dequantize_groups(q, self.scale_and_zero), self.bias)
+        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x.reshape(-1, x.shape[-1]).bfloat16(), self.packed, GROUP, self.scale_and_zero
+        )
+        out = out.float().view(*x.shape[:-1], self.n_out)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+# ---- whole models
+
+
+class ReducedHead(nn.Module):
+    """A Head whose ranges of rows are made into a Linear when they are first asked for."""
+
+    def __init__(self, n_rows: int, make: Callable[[slice], nn.Module]) -> None:
+        """`make` gives the Linear of a range of the `n_rows` rows."""
+        super().__init__()
+        self.n_rows, self.make = n_rows, make
+        self.parts: dict[tuple[int, int], nn.Module] = {}
+
+    def forward(self, x: Tensor, rows: slice) -> Tensor:
+        """Logits (..., V) of the given rows from x (..., C)."""
+        first, last, _ = rows.indices(self.n_rows)
+        if (first, last) not in self.parts:
+            self.parts[first, last] = self.make(slice(first, last))
+        out: Tensor = self.parts[first, last](x)
+        return out
+
+
+def reduce(model: GPT | FineGPT, state: Mapping[str, Tensor], precision: str) -> None:
+    """Give a model on the CPU its weights in a precision other than float32, in place.
+
+    The fine model's tables stay float32: they are its heads too, and small.
+
+    Args:
+        model: its own weights do not matter and may be on the meta device.
+        state: weights in any floating type, or int8 matrices with their scales beside them.
+        precision: one of `PRECISIONS`.
+    """
+    if precision == "int4" and isinstance(model, FineGPT):
+        precision = "int8"
+    rest = {name: tensor for name, tensor in state.items() if not name.endswith(SCALE)}
+    for name, child in list(model.named_modules()):
+        if isinstance(child, SelfAttention):
+            child.product_dtype = torch.bfloat16 if has_fast_bfloat16() else None
+        if not isinstance(child, nn.Linear) and name != "transformer.wte":
+            continue
+        weight, bias = rest.pop(f"{name}.weight"), rest.pop(f"{name}.bias", None)
+        scale = state.get(f"{name}.weight{SCALE}")
+        if isinstance(child, Head):
+            made = _head(weight, scale, precision)
+        elif isinstance(child, nn.Linear):
+            made = _linear(weight, scale, bias, precision)
+        else:
+            made = _table(weight, scale, precision)
+        model.set_submodule(name, made)
+    floats = {name: _floats(t, state.get(name + SCALE)).float() for name, t in rest.items()}
+    model.load_state_dict(floats, strict=True, assign=True)
+
+
+def _linear(weight: Tensor, scale: Tensor | None, bias: Tensor | None, precision: str) -> nn.Module:
+    if precision == "int4" and weight.shape[1] % GROUP == 0:
+        return Int4Linear(_floats(weight, scale), bias)
+    if precision in FLOATS:
+        return Linear16(_floats(weight, scale).to(FLOATS[precision]), bias)
+    return Int8Linear(*_rows(weight, scale), bias)
+
+
+def _table(weight: Tensor, scale: Tensor | None, precision: str) -> nn.Module:
+    if precision in FLOATS:
+        return Embedding16(_floats(weight, scale).to(FLOATS[precision]))
+    return Int8Embedding(*_rows(weight, scale))
+
+
+def _head(weight: Tensor, scale: Tensor | None, precision: str) -> nn.Module:
+    if precision in FLOATS:
+        floats = _floats(weight, scale).to(FLOATS[precision])
+        return ReducedHead(len(floats), lambda rows: Linear16(floats[rows]))
+    q, scales = _rows(weight, scale)
+    return ReducedHead(len(q), lambda rows: Int8Linear(q[rows], scales[rows]))
+
+
+def _floats(weight: Tensor, scale: Tensor | None) -> Tensor:
+    return weight if scale is None else dequantize_rows(weight, scale)
+
+
+def _rows(weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    return quantize_rows(weight) if scale is None else (weight, scale)

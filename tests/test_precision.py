@@ -1,0 +1,272 @@
+"""Reduced precisions on a CPU: what they keep of float32, and that nothing else changes."""
+
+import contextlib
+import dataclasses
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import minibark
+from minibark import ops
+from minibark import precision as room
+from minibark.config import FineGPTConfig, GPTConfig, preset
+from minibark.model import GPT, CachedDecoder, FineGPT, UncachedDecoder
+from minibark.precision import (
+    Embedding16,
+    Int4Linear,
+    Int8Embedding,
+    Int8Linear,
+    Linear16,
+    dequantize_groups,
+    dequantize_rows,
+    quantize_groups,
+    quantize_rows,
+    reduce,
+)
+
+SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64}
+REDUCED = ("float16", "bfloat16", "int8", "int4")
+# Root mean square of the error over that of what is meant, at weights of one size throughout.
+ERROR = {"float16": 5e-3, "bfloat16": 5e-3, "int8": 0.02, "int4": 0.12}
+
+
+def trained_like(model):
+    """Weights large enough for attention and heads to have opinions."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(params=["fast", "plain"])
+def product(request, monkeypatch):
+    """Both ways of multiplying: torch's operators, and plain torch where there are none."""
+    names = ("has_int8_linear", "has_int4_linear")
+    if request.param == "plain":
+        for name in (*names, "has_fast_bfloat16", "has_vnni"):
+            monkeypatch.setattr(room, name, lambda: False)
+    elif not all(getattr(room, name)() for name in names):
+        pytest.skip("this torch has no int8 or int4 linear operator")
+    return request.param
+
+
+def relative_error(got, expected):
+    return float((got - expected).pow(2).mean().sqrt() / expected.pow(2).mean().sqrt())
+
+
+# ---- numbers
+
+
+def test_rows_are_within_half_a_step_of_float32():
+    torch.manual_seed(0)
+    weight = torch.randn(33, 65) * torch.logspace(-6, 3, 33)[:, None]
+    weight[7] = 0
+    q, scale = quantize_rows(weight)
+    assert q.dtype == torch.int8 and scale.shape == (33,)
+    assert int(q.abs().max()) == 127
+    assert ((q * scale[:, None] - weight).abs() <= 0.5001 * scale[:, None]).all()
+    assert (q[7] == 0).all()
+
+
+def test_what_int8_rows_stand_for_is_quantized_to_the_same_rows():
+    """Exactly, whatever the magnitude: so a stored int8 checkpoint runs in int8 as it is."""
+    torch.manual_seed(0)
+    weight = torch.randn(20_000, 16) * torch.logspace(-30, 30, 20_000)[:, None]
+    weight[7] = 0
+    q, scale = quantize_rows(weight)
+    floats = dequantize_rows(q, scale)
+    assert floats.dtype == torch.float32 and floats.isfinite().all()
+    assert torch.equal(floats, q * scale[:, None])
+    again, same_scale = quantize_rows(floats)
+    assert torch.equal(q, again) and torch.equal(scale, same_scale)
+    assert (floats[7] == 0).all()
+
+
+def test_groups_are_near_float32_and_use_all_sixteen_numbers():
+    torch.manual_seed(0)
+    weight = torch.randn(48, 96) * torch.logspace(-6, 3, 48)[:, None] + 0.01
+    weight[7] = 0
+    q, scale_and_zero = quantize_groups(weight)
+    assert q.shape == (48, 96) and scale_and_zero.shape == (48, 3, 2)
+    assert int(q.min()) == 0 and int(q.max()) == 15
+    floats = dequantize_groups(q, scale_and_zero)
+    assert (floats[7].abs() < 1e-8).all()
+    error = (floats - weight).pow(2).mean(1).sqrt() / weight.pow(2).mean(1).sqrt()
+    assert error[torch.arange(48) != 7].max() < 0.12
+    # An outlier costs its own group and no other.
+    weight[0, 40] = 1000 * weight[0].abs().max()
+    floats = dequantize_groups(*quantize_groups(weight))
+    assert relative_error(floats[0, :32], weight[0, :32]) < 0.12
+
+
+def test_groups_of_a_few_values_are_exact():
+    weight = torch.arange(16.0).repeat(16, 4) - 4
+    floats = dequantize_groups(*quantize_groups(weight))
+    assert torch.allclose(floats, weight, atol=0.05)
+
+
+def test_columns_that_make_no_groups_are_refused():
+    with pytest.raises(ValueError, match="multiple of 32 columns, got 33"):
+        quantize_groups(torch.zeros(4, 33))
+
+
+# ---- products
+
+
+@pytest.mark.parametrize("precision", REDUCED)
+@pytest.mark.parametrize("n_rows", [1, 3, 63, 887])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_is_close_to_float32(product, precision, n_rows, bias):
+    torch.manual_seed(1)
+    linear = torch.nn.Linear(64, 96, bias=bias)
+    x = torch.randn(2, n_rows, 64)
+    ours = room._linear(linear.weight.detach(), None, linear.bias, precision)
+    with torch.inference_mode():
+        expected, got, single = linear(x), ours(x), ours(x[0, 0][None])
+    assert got.shape == expected.shape and got.dtype == torch.float32
+    assert 0 < relative_error(got, expected) < ERROR[precision]
+    assert relative_error(single, expected[0, :1]) < 2 * ERROR[precision]
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (48, 32), (40, 64)])
+def test_the_int4_operator_multiplies_by_what_the_numbers_stand_for(shape):
+    """40 rows do not fit the operator: the same numbers, expanded."""
+    torch.manual_seed(2)
+    weight, x = torch.randn(shape), torch.randn(3, shape[1]).bfloat16().float()
+    expected = F.linear(x, dequantize_groups(*quantize_groups(weight)))
+    got = Int4Linear(weight)(x)
+    assert relative_error(got, expected) < 5e-3
+    if shape[0] == 40:
+        torch.testing.assert_close(got, expected)
+
+
+def test_int8_is_used_where_columns_make_no_groups():
+    assert isinstance(room._linear(torch.zeros(16, 40), None, None, "int4"), Int8Linear)
+    assert isinstance(room._linear(torch.zeros(16, 64), None, None, "int4"), Int4Linear)
+
+
+def test_embeddings_are_close_to_float32():
+    table = torch.nn.Embedding(50, 64)
+    ids = torch.tensor([[0, 49], [7, 7]])
+    expected = table(ids)
+    for got in (
+        Int8Embedding(*quantize_rows(table.weight))(ids),
+        Embedding16(table.weight.detach().half())(ids),
+    ):
+        assert got.shape == (2, 2, 64) and got.dtype == torch.float32
+        assert (got - expected).abs().max() <= table.weight.abs().max() / 127
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [64, 255, 256, 257, 600])
+def test_attention_by_head_is_attention(causal, length):
+    torch.manual_seed(3)
+    q, k, v = torch.randn(3, 2, 3, length, 16)
+    expected = ops.attention(q, k, v, causal=causal)
+    same = ops.attention(q, k, v, causal=causal, product_dtype=torch.float32)
+    torch.testing.assert_close(same, expected)
+    got = ops.attention(q, k, v, causal=causal, product_dtype=torch.bfloat16)
+    assert got.dtype == torch.float32 and 0 < relative_error(got, expected) < 0.01
+
+
+def test_attention_by_head_of_fewer_queries():
+    q, (k, v) = torch.randn(1, 2, 300, 16), torch.randn(2, 1, 2, 600, 16)
+    same = ops.attention(q, k, v, causal=False, product_dtype=torch.float32)
+    torch.testing.assert_close(same, ops.attention(q, k, v, causal=False))
+
+
+# ---- models
+
+
+def models(bias=False):
+    config = GPTConfig(input_vocab_size=300, output_vocab_size=200, bias=bias, **SHAPE)
+    return trained_like(GPT(config)), trained_like(FineGPT(FineGPTConfig(bias=bias, **SHAPE)))
+
+
+def reduced(model, precision):
+    reduce(model, model.state_dict(), precision)
+    return model
+
+
+@pytest.mark.parametrize("precision", REDUCED)
+@pytest.mark.parametrize("bias", [False, True])
+def test_models_keep_their_opinion(product, precision, bias):
+    gpt, fine = models(bias)
+    tokens, codes = torch.randint(0, 300, (1, 257)), torch.randint(0, 1024, (1, 257, 8))
+    with torch.inference_mode():
+        before = gpt(tokens), fine(codes, 4)
+        after = reduced(gpt, precision)(tokens), reduced(fine, precision)(codes, 4)
+    for old, new in zip(before, after, strict=True):
+        assert new.dtype == torch.float32
+        kl = (old.softmax(-1) * (old.log_softmax(-1) - new.log_softmax(-1))).sum(-1).mean()
+        assert 0 < kl < (0.3 if precision == "int4" else 0.02)
+        least = 0.7 if precision == "int4" else 0.9
+        assert (old.argmax(-1) == new.argmax(-1)).float().mean() > least
+
+
+@pytest.mark.parametrize("precision", REDUCED)
+def test_cached_steps_are_the_whole_sequence_and_heads_are_slices(product, precision):
+    gpt = reduced(models()[0], precision)
+    prompt, head = torch.randint(0, 300, (40,)), slice(50, 150)
+    cached, whole = CachedDecoder(gpt), UncachedDecoder(gpt)
+    with torch.inference_mode():
+        pairs = [(cached.prefill([prompt], head), whole.prefill([prompt], head))]
+        for token in (5, 250, 17):
+            step = torch.tensor([token])
+            pairs.append((cached.decode_one(step, head), whole.decode_one(step, head)))
+        everything = gpt(whole.sequences[0][None])[0, -1, head]
+    for got, expected in pairs:
+        assert got.shape == (1, 100)
+        # int8's fast product quantizes activations over the rows of a call, which differ here.
+        assert (got - expected).pow(2).mean().sqrt() < 0.1 * expected.std()
+    assert torch.allclose(pairs[-1][1][0], everything, atol=0.1 * float(everything.std()))
+
+
+def test_what_is_reduced_where():
+    kinds = {"float16": Linear16, "bfloat16": Linear16, "int8": Int8Linear, "int4": Int4Linear}
+    for precision, kind in kinds.items():
+        gpt, fine = (reduced(model, precision) for model in models())
+        for name, module in gpt.named_modules():
+            assert type(module) not in (torch.nn.Linear, torch.nn.Embedding) or name.endswith("wpe")
+            assert not name.startswith("transformer.h.") or "c_" not in name or type(module) is kind
+        table = Embedding16 if kind is Linear16 else Int8Embedding
+        assert type(gpt.transformer.wte) is table
+        in_fine = {type(m) for name, m in fine.named_modules() if ".c_" in name}
+        assert in_fine == {Int8Linear if precision == "int4" else kind}
+        assert all(type(table) is torch.nn.Embedding for table in fine.transformer.wtes)
+
+
+@pytest.mark.parametrize("precision", REDUCED)
+def test_a_bark_speaks_and_repeats_itself(product, precision):
+    config = preset("random")
+    short = dataclasses.replace(config.generation, max_new_tokens=30)
+    config = dataclasses.replace(config, generation=short)
+    slow = precision.startswith("int") and product == "plain"
+    with contextlib.ExitStack() as told:
+        if slow:
+            told.enter_context(pytest.warns(UserWarning, match="has no quantized::linear_dynamic"))
+        else:
+            told.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("error")
+        bark = minibark.Bark(config, device="cpu", precision=precision)
+        audio = bark.generate("Hello there", seed=1)
+    assert len(audio) > 0
+    assert (audio == bark.generate("Hello there", seed=1)).all()
+
+
+def test_int8_and_int4_elsewhere_are_refused():
+    for precision in ("int8", "int4"):
+        with pytest.raises(ValueError, match=rf"{precision}.*runs on a CPU"):
+            minibark.Bark(preset("random"), device="meta", precision=precision)
+    with pytest.raises(ValueError, match="unknown precision 'int3'"):
+        minibark.Bark(preset("random"), device="cpu", precision="int3")
+
+
+def test_paths_are_told_in_words(product):
+    told = {precision: room.describe_paths(precision) for precision in room.PRECISIONS}
+    assert len(set(told.values())) == len(told)
+    assert ("expanded" in told["int4"]) == (product == "plain")
+    assert ("expanded" in told["int8"]) == (product == "plain")
