@@ -1,6 +1,6 @@
 """How long minibark takes to import and to load a converted checkpoint, and in how much memory.
 
-    python benchmarks/bench_load.py --model small
+    python benchmarks/bench_load.py --model small --precision float32 int8
 
 Everything is measured in fresh processes. The first one of each kind is left out, so that files
 come from the page cache and not from the disk.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,11 +21,20 @@ from typing import Any
 import torch
 from card import machine_card, print_card
 from checkpoints import RANDOM_MODELS, write_random
-from measure import add_json_option, check_output, emit, peak_rss_bytes, positive, show, spread
+from measure import (
+    add_json_option,
+    check_output,
+    emit,
+    peak_rss_bytes,
+    positive,
+    rss_bytes,
+    show,
+    spread,
+)
 
 import minibark
 from minibark.config import STAGES, preset
-from minibark.weights import open_checkpoint
+from minibark.precision import PRECISIONS
 
 IMPORT = """
 import json, time
@@ -37,12 +47,15 @@ print(json.dumps({"torch_s": middle - start, "minibark_s": end - middle}))
 """
 
 
-def load(folder: str) -> dict[str, float]:
+def load(folder: str, precision: str) -> dict[str, float]:
     """Load all stages of a checkpoint, then read every weight once."""
-    baseline = peak_rss_bytes()
+    baseline = rss_bytes()
     start = time.perf_counter()
-    checkpoint = open_checkpoint(folder)
-    modules = [checkpoint.build(stage, torch.float32) for stage in STAGES]
+    bark = minibark.Bark.from_pretrained(folder, device="cpu", precision=precision)
+    modules = []
+    for stage in STAGES:
+        with bark._stage(stage) as module:
+            modules.append(module)
     loaded = time.perf_counter()
     for module in modules:
         for tensor in module.state_dict().values():
@@ -52,6 +65,7 @@ def load(folder: str) -> dict[str, float]:
         "load_s": loaded - start,
         "read_s": read - loaded,
         "baseline_rss_bytes": baseline,
+        "loaded_rss_bytes": rss_bytes(),
         "peak_rss_bytes": peak_rss_bytes(),
     }
 
@@ -67,61 +81,103 @@ def in_fresh_processes(words: list[str], repeats: int) -> dict[str, list[float]]
     return {name: [run[name] for run in runs[1:]] for name in runs[0]}
 
 
-def measure(model: str, repeats: int, import_repeats: int, seed: int) -> dict[str, Any]:
-    """Figures of loading a random model of that size, and of importing."""
+def measure(
+    model: str, precisions: list[str], repeats: int, import_repeats: int, seed: int
+) -> dict[str, Any]:
+    """Figures of loading a random model of that size, by precision, and of importing."""
+    results = []
     with tempfile.TemporaryDirectory(prefix="minibark-bench-") as scratch:
-        source, converted = Path(scratch, "source"), Path(scratch, "converted")
+        source = Path(scratch, "source")
         source.mkdir()
         write_random(preset(model), source, seed)
-        start = time.perf_counter()
-        minibark.convert(source, converted)
-        convert_s = time.perf_counter() - start
-        file_bytes = (converted / "model.safetensors").stat().st_size
-        loads = in_fresh_processes([__file__, "--load", str(converted)], repeats)
+        for precision in precisions:
+            # int4 is not stored: its weights come from int8 ones.
+            stored = "int8" if precision == "int4" else precision
+            converted = Path(scratch, precision)
+            start = time.perf_counter()
+            minibark.convert(source, converted, precision=stored)
+            convert_s = time.perf_counter() - start
+            file_bytes = (converted / "model.safetensors").stat().st_size
+            words = [__file__, "--load", str(converted), "--precision", precision]
+            loads = in_fresh_processes(words, repeats)
+            shutil.rmtree(converted)
+            medians = {name: spread(values)["median"] for name, values in loads.items()}
+            growth = medians["loaded_rss_bytes"] - medians["baseline_rss_bytes"]
+            results.append(
+                {
+                    "precision": precision,
+                    "file_bytes": file_bytes,
+                    "convert_s": convert_s,
+                    "load_s": spread(loads["load_s"]),
+                    "read_s": spread(loads["read_s"]),
+                    "growth_bytes": growth,
+                    "growth_over_first": growth
+                    / (results[0]["growth_bytes"] if results else growth),
+                    "peak_rss_bytes": medians["peak_rss_bytes"],
+                    "peak_over_file": medians["peak_rss_bytes"] / file_bytes,
+                }
+            )
     imports = in_fresh_processes(["-c", IMPORT], import_repeats)
-    baseline, peak = (
-        spread(loads[name])["median"] for name in ("baseline_rss_bytes", "peak_rss_bytes")
-    )
     return {
-        "file_bytes": file_bytes,
-        "convert_s": convert_s,
-        "load_s": spread(loads["load_s"]),
-        "read_s": spread(loads["read_s"]),
-        "baseline_rss_bytes": baseline,
-        "peak_rss_bytes": peak,
-        "peak_over_file": peak / file_bytes,
-        "growth_over_file": (peak - baseline) / file_bytes,
+        "results": results,
         "import_torch_s": spread(imports["torch_s"]),
         "import_minibark_s": spread(imports["minibark_s"]),
     }
 
 
 def print_figures(figures: dict[str, Any]) -> None:
-    """The figures, one a line."""
-    file_gb, peak_gb, baseline_gb = (
-        figures[name] / 1e9 for name in ("file_bytes", "peak_rss_bytes", "baseline_rss_bytes")
-    )
-    print(f"file               {file_gb:.3f} GB, converted in {figures['convert_s']:.1f} s")
-    print(f"load, warm         {show(figures['load_s'])} s until all four stages are modules")
-    print(f"read               {show(figures['read_s'])} s more to read every weight once")
+    """The figures, a precision a line."""
+    row = "{:<9} {:>8} {:>9}  {:<21} {:<21} {:>9} {:>8} {:>8}"
     print(
-        f"peak RSS           {peak_gb:.3f} GB, {figures['peak_over_file']:.2f} x the file; "
-        f"{figures['growth_over_file']:.2f} x beyond the {baseline_gb:.3f} GB before loading"
+        row.format(
+            "precision",
+            "file GB",
+            "convert s",
+            "load s",
+            "read s",
+            "held GB",
+            "of first",
+            "peak GB",
+        )
     )
+    for result in figures["results"]:
+        print(
+            row.format(
+                result["precision"],
+                f"{result['file_bytes'] / 1e9:.3f}",
+                f"{result['convert_s']:.1f}",
+                show(result["load_s"]),
+                show(result["read_s"]),
+                f"{result['growth_bytes'] / 1e9:.3f}",
+                f"{result['growth_over_first']:.2f}",
+                f"{result['peak_rss_bytes'] / 1e9:.3f}",
+            )
+        )
     print(
-        f"import minibark    {show(figures['import_minibark_s'])} s beyond "
+        f"import minibark: {show(figures['import_minibark_s'])} s beyond "
         f"import torch, {show(figures['import_torch_s'])} s"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Time importing minibark and loading a converted float32 checkpoint.",
-        epilog="The checkpoint has random weights and is written to a temporary directory (twice "
-        "its size there: 3.2 GB for small); set TMPDIR for another place. The last line is JSON.",
+        description="Time importing minibark and loading a checkpoint converted to a precision.",
+        epilog="load: until all four stages are modules. read: what it takes more to read every "
+        "weight once, as the first utterance does. held: memory resident after both beyond that "
+        "before, mapped file included. The checkpoint has random weights and is written to a "
+        "temporary directory (twice its size there: 3.2 GB for small); set TMPDIR for another "
+        "place. The last line is JSON.",
     )
     add = parser.add_argument
     add("--model", default="small", choices=RANDOM_MODELS, help="its size (default: %(default)s)")
+    add(
+        "--precision",
+        nargs="+",
+        choices=PRECISIONS,
+        default=["float32"],
+        metavar="P",
+        help="stored and loaded so, in turn; int4 is loaded from int8 (float32)",
+    )
     add("--repeats", type=positive, default=5, metavar="N", help="loads (default: %(default)s)")
     add("--import-repeats", type=positive, default=10, metavar="N", help="imports (%(default)s)")
     add("--seed", type=int, default=0, help="of the random weights (%(default)s)")
@@ -129,16 +185,17 @@ def main() -> None:
     add_json_option(parser)
     args = parser.parse_args()
     if args.load:
-        print(json.dumps(load(args.load)))
+        print(json.dumps(load(args.load, args.precision[0])))
         return
     check_output(parser, args.json)
     card = machine_card(torch.device("cpu"))
     print_card(card)
-    figures = measure(args.model, args.repeats, args.import_repeats, args.seed)
-    print(f"{args.model}, random weights, float32, medians of {args.repeats} fresh processes")
+    figures = measure(args.model, args.precision, args.repeats, args.import_repeats, args.seed)
+    print(f"{args.model}, random weights, medians of {args.repeats} fresh processes")
     print_figures(figures)
     settings = {
-        name: getattr(args, name) for name in ("model", "repeats", "import_repeats", "seed")
+        name: getattr(args, name)
+        for name in ("model", "precision", "repeats", "import_repeats", "seed")
     }
     emit({"benchmark": "load", "card": card, "settings": settings, **figures}, args.json)
 

@@ -26,8 +26,10 @@ from sides import SIDES, Array, Prompt, Side, make_side
 import minibark
 from minibark.coarse import n_coarse_steps
 from minibark.config import STAGES, BarkConfig, GenerationConfig
+from minibark.precision import describe_paths
 
 CHECK_TOKENS = 8
+YARDSTICK = "transformers float32"  # what every entry's speed-up is measured by
 CHECK_AUDIO_TOLERANCE = 1e-4  # of the loudest sample
 
 
@@ -91,6 +93,8 @@ def open_entries(
     entries, absent = [], []
     for precision in args.precision:
         for side in args.sides:
+            if side != "minibark" and precision not in (args.peer_precision or args.precision):
+                continue
             try:
                 bark = make_side(side, model, weights, device, precision, prompt)
             except AbsentError as error:
@@ -168,8 +172,11 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
     return {"of_medians": of_medians, "min": min(per_round), "max": max(per_round)}
 
 
-def summarize(entry: Entry, entries: list[Entry], audio_s: float | None) -> dict[str, Any]:
-    """One entry's medians, and their ratios to minibark's at the same precision."""
+def summarize(
+    entry: Entry, entries: list[Entry], audio_s: float | None, on_cpu: bool
+) -> dict[str, Any]:
+    """One entry's medians, their ratios to minibark's at the same precision, and its speed-up."""
+    first = next((e for e in entries if e.label == YARDSTICK), None)
     ours = next(
         (e for e in entries if (e.side, e.precision) == ("minibark", entry.precision)), None
     )
@@ -189,6 +196,8 @@ def summarize(entry: Entry, entries: list[Entry], audio_s: float | None) -> dict
         "stages": stages,
         "total_s": spread(totals),
         "total_ratio_to_minibark": ratio(ours.totals(), totals) if ours else None,
+        "speedup": ratio(totals, first.totals()) if first else None,
+        "path": describe_paths(entry.precision) if on_cpu and entry.side == "minibark" else None,
         "rtf": spread([total / audio_s for total in totals]) if audio_s else None,
     }
 
@@ -226,9 +235,14 @@ def print_results(results: list[dict[str, Any]], stages: list[str]) -> None:
         name = f"{result['side']} {result['precision']}"
         times = _show_ratio(result["total_ratio_to_minibark"])
         print(row.format("total", name, "", show(result["total_s"]), "", times))
+    print(row.format("", "", "", "RTF", "", f"x {YARDSTICK}"))
     for result in results:
-        if result["rtf"]:
-            print(f"RTF {result['side']} {result['precision']}: {show(result['rtf'])}")
+        name = f"{result['side']} {result['precision']}"
+        rtf = show(result["rtf"]) if result["rtf"] else "-"
+        print(row.format("", name, "", rtf, "", _show_ratio(result["speedup"])))
+    for result in results:
+        if result["path"]:
+            print(f"minibark {result['precision']}: {result['path']}")
 
 
 def _show_ratio(values: dict[str, float] | None) -> str:
@@ -271,6 +285,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_common_options(parser)
     add = parser.add_argument
+    add(
+        "--peer-precision",
+        nargs="+",
+        metavar="P",
+        help="at which of the precisions the others take part (default: all that they have)",
+    )
     add("--sides", default=",".join(SIDES), metavar="A,B", help="which sides (%(default)s)")
     add("--stages", default=",".join(STAGES), metavar="A,B", help="which stages (%(default)s)")
     add("--plot", type=Path, metavar="PNG", help="draw the medians (needs matplotlib)")
@@ -331,7 +351,8 @@ def run(args: argparse.Namespace, model: str) -> None:
     n_frames //= config.generation.n_coarse_codebooks
     audio_s = n_frames / config.generation.coarse_rate_hz
     whole = tuple(args.stages) == STAGES
-    results = [summarize(entry, entries, audio_s if whole else None) for entry in entries]
+    on_cpu = device.type == "cpu"
+    results = [summarize(entry, entries, audio_s if whole else None, on_cpu) for entry in entries]
     voice = Path(args.voice).name if args.voice else "none"
     title = (
         f"{args.model}, voice {voice}, {args.semantic_tokens} semantic tokens "

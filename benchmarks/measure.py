@@ -47,11 +47,20 @@ def show(values: dict[str, float], digits: int = 3) -> str:
 
 def peak_rss_bytes() -> int:
     """The most memory that this process has had resident, mapped files included."""
+    # ru_maxrss of a child starts at its parent's on Linux; VmHWM starts at zero.
+    return _status_bytes("VmHWM:")
+
+
+def rss_bytes() -> int:
+    """The memory that this process has resident, mapped files included (at most, off Linux)."""
+    return _status_bytes("VmRSS:")
+
+
+def _status_bytes(key: str) -> int:
     status = Path("/proc/self/status")
     if status.is_file():
-        # ru_maxrss of a child starts at its parent's on Linux; this starts at zero.
         for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(key):
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

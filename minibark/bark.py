@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,10 +157,18 @@ class Bark:
             precision=precision,
             offload=offload,
         )
-        if bark._reduced:
-            bark._build = lambda stage: checkpoint.build_reduced(stage, bark.precision)
-        else:
-            bark._build = lambda stage: checkpoint.build(stage, FLOATS[bark.precision])
+        states = dict(checkpoint.states)
+        checkpoint = dataclasses.replace(checkpoint, states=states)
+
+        def build(stage: str) -> nn.Module:
+            if bark._reduced:
+                module = checkpoint.build_reduced(stage, bark.precision)
+            else:
+                module = checkpoint.build(stage, FLOATS[bark.precision])
+            del states[stage]  # once no stage needs it, the mapped file goes
+            return module
+
+        bark._build = build
         return bark
 
     def generate(

@@ -113,7 +113,7 @@ class Linear16(nn.Module):
         """From a weight (N, K) in float16 or bfloat16 and a bias (N,)."""
         super().__init__()
         self.weight = weight
-        self.bias = None if bias is None else bias.to(weight.dtype)
+        self.bias = None if bias is None else bias.to(weight.dtype, copy=True)
         self.large = torch.bfloat16 if has_fast_bfloat16() else torch.float32
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
         """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
         super().__init__()
-        self.bias = None if bias is None else bias.detach().float()
+        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
         self.scale = scale
         self.weight = None if has_int8_linear() else weight
         self.packed = _pack_int8(weight, scale, self.bias) if has_int8_linear() else None
@@ -245,7 +245,10 @@ class Int4Linear(nn.Module):
         """From a weight (N, K) of any floating type and a bias (N,)."""
         super().__init__()
         q, scale_and_zero = quantize_groups(weight)
-        self.n_out, self.bias = len(q), None if bias is None else bias.detach().float()
+        self.n_out, self.bias = (
+            len(q),
+            None if bias is None else bias.detach().to(torch.float32, copy=True),
+        )
         self.fast = has_int4_linear() and len(q) % 16 == 0
         if self.fast:
             self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 2)
@@ -290,7 +293,8 @@ class ReducedHead(nn.Module):
 def reduce(model: GPT | FineGPT, state: Mapping[str, Tensor], precision: str) -> None:
     """Give a model on the CPU its weights in a precision other than float32, in place.
 
-    The fine model's tables stay float32: they are its heads too, and small.
+    The fine model's tables stay float32: they are its heads too, and small. Nothing of `state` is
+    kept, so that a mapped file can go when every stage has been made of it.
 
     Args:
         model: its own weights do not matter and may be on the meta device.
@@ -314,7 +318,10 @@ def reduce(model: GPT | FineGPT, state: Mapping[str, Tensor], precision: str) ->
         else:
             made = _table(weight, scale, precision)
         model.set_submodule(name, made)
-    floats = {name: _floats(t, state.get(name + SCALE)).float() for name, t in rest.items()}
+    floats = {
+        name: _floats(tensor, state.get(name + SCALE)).to(torch.float32, copy=True)
+        for name, tensor in rest.items()
+    }
     model.load_state_dict(floats, strict=True, assign=True)
 
 
@@ -322,19 +329,19 @@ def _linear(weight: Tensor, scale: Tensor | None, bias: Tensor | None, precision
     if precision == "int4" and weight.shape[1] % GROUP == 0:
         return Int4Linear(_floats(weight, scale), bias)
     if precision in FLOATS:
-        return Linear16(_floats(weight, scale).to(FLOATS[precision]), bias)
+        return Linear16(_floats(weight, scale).to(FLOATS[precision], copy=True), bias)
     return Int8Linear(*_rows(weight, scale), bias)
 
 
 def _table(weight: Tensor, scale: Tensor | None, precision: str) -> nn.Module:
     if precision in FLOATS:
-        return Embedding16(_floats(weight, scale).to(FLOATS[precision]))
+        return Embedding16(_floats(weight, scale).to(FLOATS[precision], copy=True))
     return Int8Embedding(*_rows(weight, scale))
 
 
 def _head(weight: Tensor, scale: Tensor | None, precision: str) -> nn.Module:
     if precision in FLOATS:
-        floats = _floats(weight, scale).to(FLOATS[precision])
+        floats = _floats(weight, scale).to(FLOATS[precision], copy=True)
         return ReducedHead(len(floats), lambda rows: Linear16(floats[rows]))
     q, scales = _rows(weight, scale)
     return ReducedHead(len(q), lambda rows: Int8Linear(q[rows], scales[rows]))
@@ -345,4 +352,4 @@ def _floats(weight: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _rows(weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    return quantize_rows(weight) if scale is None else (weight, scale)
+    return quantize_rows(weight) if scale is None else (weight.clone(), scale.clone())

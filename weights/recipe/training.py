@@ -174,7 +174,9 @@ def _attention_for(device: torch.device) -> Iterator[None]:
         ops.attention = usual
 
 
-def _plain_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+def _plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, product_dtype: torch.dtype | None = None
+) -> Tensor:
     scores = q.flatten(0, 1) @ k.flatten(0, 1).transpose(1, 2) * q.shape[-1] ** -0.5
     if causal:
         hidden = torch.full(scores.shape[1:], -1e4, dtype=scores.dtype).triu(1)
