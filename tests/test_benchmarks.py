@@ -12,6 +12,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = ("bench_generate.py", "bench_load.py", "bench_upstream.py")
+YARDSTICK = ("transformers", "float32")
 STAGES = ["semantic", "coarse", "fine", "codec"]
 TINY = ("--model", "random", "--repeats", "1")
 COUNTS = {"semantic": 4, "coarse": 12, "fine": 6, "codec": 6}
@@ -99,6 +100,39 @@ def test_upstream_gives_all_sides_the_same_weights_and_lengths(voice: Path) -> N
         assert result["rtf"]["median"] == pytest.approx(result["total_s"]["median"] * 75 / 6)
     assert results[0]["side"] == "minibark"
     assert results[0]["total_ratio_to_minibark"]["of_medians"] == 1
+
+
+def test_upstream_measures_every_precision_by_transformers_float32() -> None:
+    options = ("--semantic-tokens", 4, "--warmup", 0, "--threads", 1, "--stages", "semantic")
+    precisions = ("--precision", "float32", "int8", "--peer-precision", "float32")
+    document = closing_json(run("bench_upstream.py", *TINY, *options, *precisions))
+    results = {(r["side"], r["precision"]): r for r in document["results"]}
+    assert {("minibark", "float32"), ("minibark", "int8")} <= set(results)
+    assert all(p == "float32" for side, p in results if side != "minibark")
+    assert "int8" in results["minibark", "int8"]["path"]
+    if YARDSTICK not in results:
+        pytest.skip("transformers is not installed")
+    assert results[YARDSTICK]["speedup"]["of_medians"] == 1
+    for result in results.values():
+        expected = results[YARDSTICK]["total_s"]["median"] / result["total_s"]["median"]
+        assert result["speedup"]["of_medians"] == pytest.approx(expected)
+
+
+def test_quality_compares_each_stage_with_float32() -> None:
+    options = ("--texts", 2, "--threads", 1, "--voice", "male", "--semantic-tokens", 60)
+    document = closing_json(
+        run("bench_quality.py", *options, "--precision", "float16", "int8", "int4")
+    )
+    assert_card(document["card"])
+    kl = {}
+    for result in document["results"]:
+        for stage, found in result["stages"].items():
+            assert found["steps"] > 60
+            assert 0.8 < found["top1"] <= 1
+            kl[result["precision"], stage] = found["kl_nats"]
+    for stage in ("semantic", "coarse"):
+        assert 0 < kl["float16", stage] < kl["int8", stage] < kl["int4", stage] < 0.1
+    assert 0 < kl["float16", "fine"] < kl["int8", "fine"] < 0.01
 
 
 def test_upstream_names_a_side_that_is_not_installed(tmp_path: Path) -> None:

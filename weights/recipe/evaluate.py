@@ -35,6 +35,7 @@ from training import load_averaged
 
 from minibark import Bark
 from minibark.bark import Audio
+from minibark.precision import PRECISIONS
 
 DEFAULT_VOICE = next(iter(VOICES))
 N_WITHOUT_VOICE = 20
@@ -103,7 +104,7 @@ def main() -> None:
     """Run the step."""
     args = parse_arguments()
     data, ear = Data.load(args.work), Ear()
-    bark = Bark.from_pretrained(args.model, device="cpu", precision="float32")
+    bark = Bark.from_pretrained(args.model, device="cpu", precision=args.precision)
     booth = Booth(bark, ear, Teacher(), args)
     prose = choose_prose(data, ear, args.sentences)
     spoken = {
@@ -128,7 +129,7 @@ def main() -> None:
         document = {
             "figures": [dataclasses.asdict(figure) for figure in figures],
             "stages": stages,
-            "options": {"seed": args.seed, **booth.options},
+            "options": {"seed": args.seed, "precision": args.precision, **booth.options},
             "threads": torch.get_num_threads(),
             "spoken": rows,
         }
@@ -144,6 +145,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     tiny = Path(__file__).parents[1] / "tiny"
     add("--model", type=Path, default=tiny, help="a directory (default: %(default)s)")
+    add("--precision", choices=PRECISIONS, default="float32", help="(default: %(default)s)")
     add("--sentences", type=int, default=200, help="of the test split (default: %(default)s)")
     add("--digits", type=int, default=50, help="strings of figures (default: %(default)s)")
     add("--unseen", type=int, default=60, help="sentences with unseen words (%(default)s)")
