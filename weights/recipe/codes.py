@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from codec import Codec
-from semantic_gpt import Examples
+from corpus import Corpus
 from tiny import SPEEDS, USUAL_SPEED, VOICES, Data, tiny_config, work_argument
 from torch import Tensor
 
@@ -88,22 +88,20 @@ class Coded:
     @classmethod
     def load(cls, args: argparse.Namespace) -> Coded:
         """What steps 1, 2 and 5 left in the working folder."""
-        examples = Examples(Data.load(args.work), args)
+        corpus = Corpus.load(args.work)
         saved = np.load(args.work / "codes.npz")
         parts = np.split(torch.from_numpy(saved["codes"].astype(np.int64)), saved["ends"][:-1], 1)
         utterances = saved["utterances"].tolist()
         streams = {
-            i: Voice(examples.semantic[i], torch.as_tensor(codes[:2]), torch.as_tensor(codes))
+            i: Voice(corpus.semantic[i], torch.as_tensor(codes[:2]), torch.as_tensor(codes))
             for i, codes in zip(utterances, parts, strict=True)
         }
-        is_train = {i: examples.sentences[i]["split"] == "train" for i in utterances}
-        style = {
-            i: (examples.sentences[i]["voice"], examples.sentences[i]["speed"]) for i in utterances
-        }
+        is_train = {i: corpus.sentences[i]["split"] == "train" for i in utterances}
+        style = {i: corpus.style(i) for i in utterances}
         train = [i for i in utterances if is_train[i]]
         styles = {(v, s): [i for i in train if style[i] == (v, s)] for v in VOICES for s in SPEEDS}
         dev = [i for i in utterances if not is_train[i]]
-        return cls(examples.config, streams, styles, train, dev, style)
+        return cls(corpus.config, streams, styles, train, dev, style)
 
     def history(self, i: int, rng: np.random.Generator) -> Voice | None:
         """Another utterance of the same style; for the default style at times none."""

@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from codec import Codec
 from codes import encode
-from semantic_gpt import Examples
+from corpus import Corpus
 from tiny import SPEEDS, USUAL_SPEED, VOICES, Data, work_argument
 from torch import Tensor
 from training import load_averaged
 
 from minibark.coarse import n_coarse_steps
 from minibark.model import GPT, FineGPT
-from minibark.tokenizer import Tokenizer
 from minibark.voice import Voice, Voices
 from minibark.weights import Checkpoint, convert, save_checkpoint
 
@@ -43,9 +42,8 @@ def main() -> None:
         "--sharper", type=float, default=SHARPER, help="factor of the semantic logits (%(default)s)"
     )
     args = parser.parse_args()
-    data = Data.load(args.work)
-    examples = Examples(data, args)
-    config = examples.config
+    corpus = Corpus.load(args.work)
+    data, config = corpus.data, corpus.config
     codec = load_averaged("codec", Codec(config.codec, freeze_at=0), args.work)
     assert isinstance(codec, Codec)
     codec_state = {"codebooks": codec.quantizer.books}
@@ -60,16 +58,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         for (speaker, speed), i in voice_utterances(data).items():
-            semantic = examples.semantic[i]
+            semantic = corpus.semantic[i]
             n_frames = n_coarse_steps(len(semantic), config.generation) // 2
             fine = torch.from_numpy(encode(codec, data.samples(i))[:, :n_frames]).contiguous()
             pace = {-1: "_slow", 0: "", 1: "_fast"}[int(np.sign(speed - USUAL_SPEED))]
             voice = Voice(semantic, fine[:2], fine).check(config.generation)
             (place / "voices").mkdir(exist_ok=True)
             voice.save(place / "voices" / f"{speaker}{pace}.npz")
-        tokenizer = Tokenizer.from_file(args.work / "vocab.txt")
         voices = Voices.from_directory(place / "voices")
-        checkpoint = Checkpoint("tiny", config, states, tokenizer, voices)
+        checkpoint = Checkpoint("tiny", config, states, corpus.tokenizer, voices)
         save_checkpoint(checkpoint, place / "float", list(voices))
         convert(place / "float", place / "int8", precision="int8")
         publish(place / "int8", args.out)

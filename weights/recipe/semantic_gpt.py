@@ -18,14 +18,13 @@ import argparse
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tiny import N_SEMANTIC, N_TEXT, USUAL_SPEED, VOICES, Data, tiny_config, work_argument
+from corpus import Corpus
+from tiny import N_SEMANTIC, N_TEXT, USUAL_SPEED, VOICES, work_argument
 from torch import Tensor, nn
 from training import Batch, Losses, length_batches, top1, train, training_arguments
 
-from minibark.config import BarkConfig
 from minibark.model import GPT
 from minibark.semantic import semantic_prompt
-from minibark.tokenizer import Tokenizer
 
 POSITIONS = 4_000  # of a batch, about
 NOISE = 0.03  # share of semantic inputs that are replaced, so that text is trusted more than past
@@ -44,7 +43,7 @@ def main() -> None:
         "--fast-steps", type=int, default=6000, help="first steps, half of them fast (%(default)s)"
     )
     args = parser.parse_args()
-    examples = Examples(Data.load(args.work), args)
+    examples = Examples(Corpus.load(args.work), args.fast_steps)
     torch.manual_seed(0)
     model = GPT(examples.config.semantic)
     train(
@@ -61,44 +60,38 @@ def main() -> None:
 class Examples:
     """Batches of the semantic GPT."""
 
-    def __init__(self, data: Data, args: argparse.Namespace) -> None:
-        saved = np.load(args.work / "semantic.npz")
-        tokenizer = Tokenizer.from_file(args.work / "vocab.txt")
-        self.config: BarkConfig = tiny_config(len(tokenizer), len(saved["names"]))
-        parts = np.split(saved["tokens"].astype(np.int64), saved["ends"][:-1])
-        self.semantic = [torch.from_numpy(part) for part in parts]
-        self.sentences = data.sentences
-        self.text = [torch.tensor(tokenizer.encode(s["text"])) for s in self.sentences]
-        self.train, self.dev = data.of_split("train"), data.of_split("dev")
-        numbers = [i for i in self.train if self.sentences[i]["kind"] == "numbers"]
+    def __init__(self, corpus: Corpus, fast_steps: int) -> None:
+        self.corpus, self.config, self.fast_steps = corpus, corpus.config, fast_steps
+        self.text = [torch.tensor(corpus.tokenizer.encode(s["text"])) for s in corpus.sentences]
+        self.train, self.dev = corpus.data.of_split("train"), corpus.data.of_split("dev")
+        numbers = [i for i in self.train if corpus.sentences[i]["kind"] == "numbers"]
         self.train += numbers * (FIGURES - 1)
         self.styles: dict[tuple[str, int], list[int]] = {}
         for i in self.train:
-            s = self.sentences[i]
-            self.styles.setdefault((s["voice"], s["speed"]), []).append(i)
-        names = [name.split() for name in saved["names"].tolist()]
+            self.styles.setdefault(corpus.style(i), []).append(i)
+        names = [name.split() for name in corpus.names]
         phones = {phone: number for number, phone in enumerate(sorted({n[0] for n in names}))}
-        phone = np.array([phones[name[0]] for name in names])[saved["tokens"]]
-        third = np.array([int(name[1]) for name in names])
-        self.third = torch.tensor([*third.tolist(), 0])  # and of the end token
-        first = np.zeros(len(phone), dtype=bool)  # frames that begin an utterance
-        first[[0, *saved["ends"][:-1]]] = True
-        earlier = np.diff(third[saved["tokens"]], prepend=0) < 0
-        new_phone = first | (np.diff(phone, prepend=-1) != 0) | earlier
-        masks = {"phone": new_phone, "full": np.ones_like(first)}
-        self.masks = {
-            rate: [torch.from_numpy(part) for part in np.split(mask, saved["ends"][:-1])]
-            for rate, mask in masks.items()
-        }
-        self.fast_steps = getattr(args, "fast_steps", 0)
+        phone_of = torch.tensor([phones[name[0]] for name in names])
+        self.third = torch.tensor([*(int(name[1]) for name in names), 0])  # and of the end token
+        self.begins = [self._begins(phone_of[said], self.third[said]) for said in corpus.semantic]
+        n_frames = {"phone": [int(mask.sum()) for mask in self.begins]}
+        n_frames["full"] = [len(said) for said in corpus.semantic]
         self.choose = {
-            rate: length_batches([int(parts[i].sum()) for i in self.train], N_TEXT + 1, POSITIONS)
-            for rate, parts in self.masks.items()
+            rate: length_batches([n_frames[rate][i] for i in self.train], N_TEXT + 1, POSITIONS)
+            for rate in RATES
         }
+
+    @staticmethod
+    def _begins(phone: Tensor, third: Tensor) -> Tensor:
+        """Which frames (S,) begin a phone: the first, another phone's, or an earlier third."""
+        begins = torch.ones(len(phone), dtype=torch.bool)
+        begins[1:] = (phone.diff() != 0) | (third.diff() < 0)
+        return begins
 
     def at(self, rate: str, i: int) -> Tensor:
         """Semantic tokens of utterance i: all, or the first of each phone."""
-        return self.semantic[i][self.masks[rate][i]][:N_SEMANTIC]
+        said = self.corpus.semantic[i]
+        return (said[self.begins[i]] if rate == "phone" else said)[:N_SEMANTIC]
 
     def batch(self, step: int) -> Batch:
         """Inputs (B, 2 * N_TEXT + 1 + S) and targets (B, S + 1) of one step."""
@@ -113,11 +106,11 @@ class Examples:
         longest = max(map(len, said))
         inputs, targets = [], []
         for i, semantic in zip(chosen, said, strict=True):
-            style = (self.sentences[i]["voice"], self.sentences[i]["speed"])
+            style = self.corpus.style(i)
             history: Tensor | None = None
             usual = style == (next(iter(VOICES)), USUAL_SPEED) or rate != "full"
             if not usual or rng.random() > NO_HISTORY:
-                other = self.semantic[rng.choice(self.styles[style])]
+                other = self.corpus.semantic[rng.choice(self.styles[style])]
                 cut = len(other) if rng.random() < 0.7 else rng.integers(8, len(other) + 8)
                 history = other[:cut]
             prompt = semantic_prompt(self.text[i], history, self.config.generation)
@@ -147,7 +140,7 @@ class Examples:
 
     def validation(self) -> list[Batch]:
         """Sentences that no step sees."""
-        dev = sorted(self.dev[:256], key=lambda i: len(self.semantic[i]))
+        dev = sorted(self.dev[:256], key=lambda i: len(self.corpus.semantic[i]))
         return [self.make(dev[k : k + 32], 10**9 + k, 0.0) for k in range(0, len(dev), 32)]
 
 
