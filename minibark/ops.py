@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 256  # queries that are worked on at once in reduced precision
+SHORT = 512  # queries, up to which torch's own attention is faster in any precision
+BLOCK = 256  # queries that are worked on at once in causal attention of reduced precision
 
 
 def attention(
@@ -26,22 +27,26 @@ def attention(
     Returns:
         (B, H, T, D), dtype of `q`.
     """
-    if product_dtype is None or q.shape[2] < BLOCK // 4:
+    if product_dtype is None or q.shape[2] <= SHORT:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return _attention_by_head(q, k, v, causal, product_dtype)
 
 
 def _attention_by_head(q: Tensor, k: Tensor, v: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
-    """One head and one block of queries after the other, so that the scores stay in the cache."""
+    """One head after the other, so that its scores stay in the cache.
+
+    If causal, in blocks of queries, each of which looks at the keys up to its last query only.
+    """
     out = torch.empty_like(q)
-    q, k, v = (q * q.shape[-1] ** -0.5).to(dtype), k.to(dtype).transpose(2, 3), v.to(dtype)
-    length = q.shape[2]
+    length, scale = q.shape[2], q.shape[-1] ** -0.5
+    block = BLOCK if causal else length
+    q, k, v = (x.to(dtype, memory_format=torch.contiguous_format) for x in (q, k, v))
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
-            for first in range(0, length, BLOCK):
-                last = min(first + BLOCK, length)
-                seen = last if causal else k.shape[3]
-                scores = q[b, h, first:last] @ k[b, h, :, :seen]
+            for first in range(0, length, block):
+                last = min(first + block, length)
+                seen = last if causal else k.shape[2]
+                scores = (q[b, h, first:last] * scale) @ k[b, h, :seen].T
                 if causal:
                     later = torch.ones(last - first, last - first, dtype=torch.bool).triu_(1)
                     scores[:, first:].masked_fill_(later, -torch.inf)
