@@ -18,7 +18,7 @@ from .coarse import generate_coarse
 from .config import BarkConfig
 from .fine import generate_fine
 from .model import GPT, FineGPT
-from .precision import FLOATS, parse_precision, reduce, warn_if_slow
+from .precision import FLOATS, lay_out, parse_precision, reduce, warn_if_slow
 from .sampling import OnStep, Sampling
 from .semantic import generate_semantic, semantic_prompt
 from .tokenizer import Tokenizer
@@ -444,6 +444,8 @@ class Bark:
         module = self._modules.get(name)
         if module is None:
             module = self._modules[name] = self._build(name)
+            if self.device.type == "cpu" and self.precision == "float32":
+                lay_out(module)
         module.to(self.device)
         try:
             yield module

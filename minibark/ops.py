@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SMALL = 2**18  # numbers in a matrix up to which calling oneDNN costs more than it saves
 SHORT = 512  # queries, up to which torch's own attention is faster in any precision
-BLOCK = 256  # queries that are worked on at once in causal attention of reduced precision
+
+
+@functools.cache
+def has_onednn_linear() -> bool:
+    """Whether torch has oneDNN's linear: a tenth faster than its own, for single rows twice as."""
+    built: bool = torch._C._has_mkldnn
+    return built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """X W^T + b.
+
+    Args:
+        x: (..., K).
+        weight: (N, K).
+        bias: (N,) or none.
+
+    Returns:
+        (..., N).
+    """
+    # oneDNN's operator has no gradient.
+    if (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and weight.numel() > SMALL
+        and torch.is_inference_mode_enabled()
+        and has_onednn_linear()
+    ):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    return F.linear(x, weight, bias)
 
 
 def attention(
@@ -22,35 +54,25 @@ def attention(
         k: keys (B, H, T, D).
         v: values (B, H, T, D).
         causal: True hides later positions from earlier ones.
-        product_dtype: type of the two products on a CPU, less precise and faster; None is q's.
+        product_dtype: type of the two products of a long sequence on a CPU, where that is faster;
+            None is q's.
 
     Returns:
         (B, H, T, D), dtype of `q`.
     """
-    if product_dtype is None or q.shape[2] <= SHORT:
+    if causal or product_dtype is None or q.shape[2] <= SHORT:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    return _attention_by_head(q, k, v, causal, product_dtype)
+    return _attention_by_head(q, k, v, product_dtype)
 
 
-def _attention_by_head(q: Tensor, k: Tensor, v: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
-    """One head after the other, so that its scores stay in the cache.
-
-    If causal, in blocks of queries, each of which looks at the keys up to its last query only.
-    """
+def _attention_by_head(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
+    """One head after the other, so that its scores stay in the cache."""
     out = torch.empty_like(q)
-    length, scale = q.shape[2], q.shape[-1] ** -0.5
-    block = BLOCK if causal else length
+    scale = q.shape[-1] ** -0.5
     q, k, v = (x.to(dtype, memory_format=torch.contiguous_format) for x in (q, k, v))
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
-            for first in range(0, length, block):
-                last = min(first + block, length)
-                seen = last if causal else k.shape[2]
-                scores = (q[b, h, first:last] * scale) @ k[b, h, :seen].T
-                if causal:
-                    later = torch.ones(last - first, last - first, dtype=torch.bool).triu_(1)
-                    scores[:, first:].masked_fill_(later, -torch.inf)
-                out[b, h, first:last] = scores.softmax(-1) @ v[b, h, :seen]
+            out[b, h] = ((q[b, h] * scale) @ k[b, h].T).softmax(-1) @ v[b, h]
     return out
 
 

@@ -160,24 +160,34 @@ def test_embeddings_are_close_to_float32():
         assert (got - expected).abs().max() <= table.weight.abs().max() / 127
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length", [64, 255, 256, 257, 600])
-def test_attention_by_head_is_attention(causal, length, monkeypatch):
-    monkeypatch.setattr(ops, "SHORT", 1)
+@pytest.mark.parametrize("n_queries", [600, 513])
+def test_attention_by_head_is_attention(n_queries):
     torch.manual_seed(3)
-    q, k, v = torch.randn(3, 2, 3, length, 16)
-    expected = ops.attention(q, k, v, causal=causal)
-    same = ops.attention(q, k, v, causal=causal, product_dtype=torch.float32)
+    q, k, v = torch.randn(3, 2, 3, 600, 16)
+    q = q[:, :, :n_queries]
+    expected = ops.attention(q, k, v, causal=False)
+    same = ops.attention(q, k, v, causal=False, product_dtype=torch.float32)
     torch.testing.assert_close(same, expected)
-    got = ops.attention(q, k, v, causal=causal, product_dtype=torch.bfloat16)
+    got = ops.attention(q, k, v, causal=False, product_dtype=torch.bfloat16)
     assert got.dtype == torch.float32 and 0 < relative_error(got, expected) < 0.01
 
 
-def test_attention_by_head_of_fewer_queries(monkeypatch):
-    monkeypatch.setattr(ops, "SHORT", 1)
-    q, (k, v) = torch.randn(1, 2, 300, 16), torch.randn(2, 1, 2, 600, 16)
-    same = ops.attention(q, k, v, causal=False, product_dtype=torch.float32)
-    torch.testing.assert_close(same, ops.attention(q, k, v, causal=False))
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("n_rows", [1, 3, 257])
+def test_onednns_linear_is_torchs(n_rows, bias):
+    torch.manual_seed(4)
+    weight, x = torch.randn(1024, 768), torch.randn(n_rows, 768)
+    b = torch.randn(1024) if bias else None
+    assert weight.numel() > ops.SMALL and ops.has_onednn_linear()
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            ops.linear(x, weight, b), F.linear(x, weight, b), rtol=0, atol=1e-3
+        )
+        torch.testing.assert_close(ops.linear(x[None], weight, b)[0], ops.linear(x, weight, b))
+        part = ops.linear(x, weight[100:900])
+        torch.testing.assert_close(part, F.linear(x, weight[100:900]), rtol=0, atol=1e-3)
+    x.requires_grad_()
+    assert ops.linear(x, weight, b).requires_grad  # training goes on as before
 
 
 # ---- models
@@ -225,6 +235,19 @@ def test_cached_steps_are_the_whole_sequence_and_heads_are_slices(product, preci
         # int8's fast product quantizes activations over the rows of a call, which differ here.
         assert (got - expected).pow(2).mean().sqrt() < 0.1 * expected.std()
     assert torch.allclose(pairs[-1][1][0], everything, atol=0.1 * float(everything.std()))
+
+
+def test_small_matrices_are_laid_out_by_columns_and_mean_the_same():
+    torch.manual_seed(5)
+    small, large = torch.nn.Linear(64, 96, bias=False), torch.nn.Linear(768, 768)
+    model = torch.nn.ModuleList([small, large])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    place = large.weight.data_ptr()
+    room.lay_out(model)
+    assert small.weight.stride() == (1, 96) and large.weight.data_ptr() == place
+    assert not small.weight.requires_grad
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
 
 
 def test_what_is_reduced_where():
