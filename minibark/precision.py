@@ -320,8 +320,10 @@ def reduce(model: GPT | FineGPT, state: Mapping[str, Tensor], precision: str) ->
         state: weights in any floating type, or int8 matrices with their scales beside them.
         precision: one of `PRECISIONS`.
     """
-    if precision == "int4" and isinstance(model, FineGPT):
-        precision = "int8"
+    if isinstance(model, FineGPT):
+        # All its products have many rows.
+        many = "bfloat16" if has_fast_bfloat16() else "float16"
+        precision = {"int4": "int8", "float16": many}.get(precision, precision)
     rest = {name: tensor for name, tensor in state.items() if not name.endswith(SCALE)}
     for name, child in list(model.named_modules()):
         if isinstance(child, SelfAttention):

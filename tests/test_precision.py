@@ -263,6 +263,10 @@ def test_what_is_reduced_where():
         assert type(gpt.transformer.wte) is table
         in_fine = {type(m) for name, m in fine.named_modules() if ".c_" in name}
         assert in_fine == {Int8Linear if precision == "int4" else kind}
+        if kind is Linear16:  # a GEMM's type where the processor has one
+            many = torch.bfloat16 if room.has_fast_bfloat16() else getattr(torch, precision)
+            assert fine.transformer.h[0].mlp.c_fc.weight.dtype == many
+            assert gpt.transformer.h[0].mlp.c_fc.weight.dtype == getattr(torch, precision)
         assert all(type(table) is torch.nn.Embedding for table in fine.transformer.wtes)
 
 

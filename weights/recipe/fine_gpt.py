@@ -27,7 +27,7 @@ def main() -> None:
     """Run the step."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     work_argument(parser)
-    training_arguments(parser, steps=1500, rate=2e-3)
+    training_arguments(parser, steps=3500, rate=2e-3)
     args = parser.parse_args()
     coded = Coded.load(args)
     config, g = coded.config, coded.config.generation

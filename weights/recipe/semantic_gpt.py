@@ -38,9 +38,12 @@ def main() -> None:
     """Run the step."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     work_argument(parser)
-    training_arguments(parser, steps=9200, rate=1.5e-3)
+    training_arguments(parser, steps=16_000, rate=1.5e-3)
     parser.add_argument(
-        "--fast-steps", type=int, default=6000, help="first steps, half of them fast (%(default)s)"
+        "--fast-steps",
+        type=int,
+        default=14_000,
+        help="first steps, half of them fast (%(default)s)",
     )
     args = parser.parse_args()
     examples = Examples(Corpus.load(args.work), args.fast_steps)

@@ -83,6 +83,7 @@ def train(
     elif log_path.exists():
         log_path.unlink()
     sums: dict[str, float] = {}
+    n_summed = 0
     began = time.perf_counter()
     while step < args.steps:
         for group in optimizer.param_groups:
@@ -101,14 +102,13 @@ def train(
                 mine.copy_(theirs)
         for key, value in found.items():
             sums[key] = sums.get(key, 0.0) + float(value.detach())
-        step += 1
+        step, n_summed = step + 1, n_summed + 1
         if step % every == 0 or step == args.steps:
             seconds, began = seconds + time.perf_counter() - began, time.perf_counter()
-            n = (step - 1) % every + 1
             line = {"step": step, "seconds": round(seconds)}
-            line |= {key: round(value / n, 4) for key, value in sums.items()}
+            line |= {key: round(value / n_summed, 4) for key, value in sums.items()}
             line |= _validate(losses, averaged, validation, device)
-            sums = {}
+            sums, n_summed = {}, 0
             with log_path.open("a") as log:
                 log.write(json.dumps(line) + "\n")
             print(f"{name}: {line}", flush=True)
