@@ -7,9 +7,9 @@
 
 Whatever it is, a product takes float32 and gives float32; LayerNorms, cache, logits and the codec
 are float32. int8's products quantize their activations too, over the range that they have in that
-call. int4 is for the blocks of the causal models, whose steps read every weight for one position.
-What changes the tokens most stays int8: tables, heads, and the projection to queries, keys and
-values. So does the fine model, whose products have a thousand rows and are bound by arithmetic.
+call. int4 is for the causal models' projections back to the residual stream, whose steps read every
+weight for one position. What changes the tokens more stays int8: tables, heads, and the matrices
+that a LayerNorm feeds. So does the fine model, whose products are bound by arithmetic.
 
 Three torch operators here may be missing or slow in another torch or on another processor.
 `describe_paths` tells which are used; where one is missing, plain torch gives the same within
@@ -101,7 +101,7 @@ def describe_paths(precision: str) -> str:
     int8 += "" if has_vnni() or not has_int8_linear() else ", 7-bit activations (no VNNI)"
     if precision == "int8":
         return int8
-    return f"{'int4 packed' if has_int4_linear() else 'int4 expanded'} in the blocks, else {int8}"
+    return f"{'int4 packed' if has_int4_linear() else 'int4 expanded'} projections, else {int8}"
 
 
 # ---- 16 bits
@@ -160,15 +160,16 @@ class Int8Linear(nn.Module):
         """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
         super().__init__()
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
-        self.scale = scale
-        self.weight = None if has_int8_linear() else weight
+        fast = has_int8_linear()
+        self.scale = None if fast else scale.clone()
+        self.weight = None if fast else weight.clone()
         self.packed = _pack_int8(weight, scale, self.bias) if has_int8_linear() else None
         # Without VNNI, pairs of 8-bit products saturate: one bit less for the activations.
         self.reduce_range = not has_vnni()
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K)."""
-        if self.weight is not None:
+        if self.weight is not None and self.scale is not None:
             return F.linear(x, dequantize_rows(self.weight, self.scale), self.bias)
         out: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)
         return out
@@ -180,7 +181,7 @@ class Int8Embedding(nn.Module):
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         """From `quantize_rows`' (N, C) int8 and (N,) float32."""
         super().__init__()
-        self.weight, self.scale = weight, scale
+        self.weight, self.scale = weight.clone(), scale.clone()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look ids (...) up."""
@@ -214,6 +215,13 @@ def quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     if weight.shape[1] % GROUP:
         raise ValueError(f"int4 needs a multiple of {GROUP} columns, got {weight.shape[1]}")
+    # In parts, so that what is only needed on the way stays small and in the cache.
+    parts = [_quantize_groups(part) for part in torch.split(weight, 128)]
+    q, scale_and_zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return q, scale_and_zero
+
+
+def _quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
     groups = weight.float().view(len(weight), -1, GROUP)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     best = torch.full_like(low, torch.inf)
@@ -335,7 +343,8 @@ def reduce(model: GPT | FineGPT, state: Mapping[str, Tensor], precision: str) ->
         if isinstance(child, Head):
             made = _head(weight, scale, precision)
         elif isinstance(child, nn.Linear):
-            kind = "int8" if precision == "int4" and name.endswith("c_attn") else precision
+            in_int8 = precision == "int4" and not name.endswith("c_proj")
+            kind = "int8" if in_int8 else precision
             made = _linear(weight, scale, bias, kind)
         else:
             made = _table(weight, scale, precision)
@@ -365,7 +374,7 @@ def _head(weight: Tensor, scale: Tensor | None, precision: str) -> nn.Module:
     if precision in FLOATS:
         floats = _floats(weight, scale).to(FLOATS[precision], copy=True)
         return ReducedHead(len(floats), lambda rows: Linear16(floats[rows]))
-    q, scales = _rows(weight, scale)
+    q, scales = (part.clone() for part in _rows(weight, scale))
     return ReducedHead(len(q), lambda rows: Int8Linear(q[rows], scales[rows]))
 
 
@@ -374,4 +383,4 @@ def _floats(weight: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _rows(weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    return quantize_rows(weight) if scale is None else (weight.clone(), scale.clone())
+    return quantize_rows(weight) if scale is None else (weight, scale)

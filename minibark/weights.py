@@ -117,7 +117,11 @@ class Checkpoint:
         A matrix is read and converted after the other: no float32 copy of all is made.
         """
         if stage == "codec":
-            return self.build(stage, torch.float32)
+            codec = self.build(stage, torch.float32)
+            # Nothing is left in the mapped file, so that it can go.
+            own = {name: tensor.clone() for name, tensor in codec.state_dict().items()}
+            codec.load_state_dict(own, strict=True, assign=True)
+            return codec.requires_grad_(False)
         module = _shape_of(stage, getattr(self.config, stage))
         assert isinstance(module, (GPT, FineGPT))
         reduce(module, self.states[stage], precision)
