@@ -45,8 +45,8 @@ class KVCache:
             The layer's keys and values (B, H, block_size, D) and how much of each row they hold.
         """
         buffer, lengths = self.kv[layer], self.lengths
-        if lengths.count(lengths[0]) == len(lengths):
-            buffer[:, :, :, lengths[0]] = kv
+        if (common := ops.common_length(lengths)) is not None:
+            buffer[:, :, :, common] = kv
         else:
             for row, length in enumerate(lengths):
                 buffer[:, row, :, length] = kv[:, row]
@@ -181,8 +181,8 @@ class Transformer(nn.Module):
     def decode(self, x: Tensor, cache: KVCache) -> Tensor:
         """Blocks over one new embedded token per row, x (B, C), at the end of each row's past."""
         lengths = cache.lengths
-        same = lengths.count(lengths[0]) == len(lengths)
-        x = x + self.wpe.weight[lengths[0] if same else lengths]
+        common = ops.common_length(lengths)
+        x = x + self.wpe.weight[lengths if common is None else common]
         for layer, block in enumerate(self.h):
             assert isinstance(block, Block)
             x = block.decode(x, cache, layer)

@@ -50,7 +50,7 @@ def attention(
     """Softmax attention of every position over all positions, or over those up to itself.
 
     Args:
-        q: queries (B, H, T, D); fewer of them than keys are the last ones, or there is no mask.
+        q: queries (B, H, T, D); without a mask there may be fewer of them than keys.
         k: keys (B, H, T, D).
         v: values (B, H, T, D).
         causal: True hides later positions from earlier ones.
@@ -76,6 +76,11 @@ def _attention_by_head(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> T
     return out
 
 
+def common_length(lengths: Sequence[int]) -> int | None:
+    """The length that all rows have, or None if they differ."""
+    return lengths[0] if lengths.count(lengths[0]) == len(lengths) else None
+
+
 def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
     """Softmax attention of one new position per row over that row's own past.
 
@@ -88,11 +93,11 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) ->
     Returns:
         (B, H, 1, D), dtype of `q`.
     """
-    if lengths.count(lengths[0]) == len(lengths):
-        n = lengths[0]
+    n = common_length(lengths)
+    if n is not None:
         return F.scaled_dot_product_attention(q, k[:, :, :n], v[:, :, :n])
     rows = [
-        F.scaled_dot_product_attention(q[b : b + 1], k[b : b + 1, :, :n], v[b : b + 1, :, :n])
-        for b, n in enumerate(lengths)
+        F.scaled_dot_product_attention(q[b : b + 1], k[b : b + 1, :, :own], v[b : b + 1, :, :own])
+        for b, own in enumerate(lengths)
     ]
     return torch.cat(rows)

@@ -65,14 +65,17 @@ def has_int4_linear() -> bool:
 
 def has_fast_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 itself; others are faster in float32."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    return _processor_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
 
 def has_vnni() -> bool:
     """Whether this processor adds 8-bit products without saturating."""
-    names = ("_is_vnni_supported", "_is_avx512_vnni_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    return _processor_has("_is_vnni_supported", "_is_avx512_vnni_supported")
+
+
+def _processor_has(*tests: str) -> bool:
+    """Whether one of `torch.cpu`'s tests says so; this torch need not have them."""
+    return any(getattr(torch.cpu, name, lambda: False)() for name in tests)
 
 
 def warn_if_slow(precision: str) -> None:
@@ -260,10 +263,8 @@ class Int4Linear(nn.Module):
         """From a weight (N, K) of any floating type and a bias (N,)."""
         super().__init__()
         q, scale_and_zero = quantize_groups(weight)
-        self.n_out, self.bias = (
-            len(q),
-            None if bias is None else bias.detach().to(torch.float32, copy=True),
-        )
+        self.n_out = len(q)
+        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
         self.fast = has_int4_linear() and len(q) % 16 == 0
         if self.fast:
             self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 2)

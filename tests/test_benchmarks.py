@@ -158,7 +158,7 @@ def test_load_measures_seconds_and_memory() -> None:
         assert_spread(result["load_s"])
         assert_spread(result["read_s"])
         assert result["peak_rss_bytes"] > result["growth_bytes"] > 1e6
-    assert full["file_bytes"] > 3 * small["file_bytes"]
+    assert full["file_bytes"] > max(1e7, 3 * small["file_bytes"])
     assert full["growth_over_first"] == 1
 
 

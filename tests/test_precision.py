@@ -127,8 +127,10 @@ def test_linear_is_close_to_float32(product, precision, n_rows, bias):
     with torch.inference_mode():
         expected, got, single = linear(x), ours(x), ours(x[0, 0][None])
     assert got.shape == expected.shape and got.dtype == torch.float32
-    assert 0 < relative_error(got, expected) < ERROR[precision]
-    assert relative_error(single, expected[0, :1]) < 2 * ERROR[precision]
+    # int8's plain product does not quantize activations.
+    bound = 0.01 if (precision, product) == ("int8", "plain") else ERROR[precision]
+    assert 0 < relative_error(got, expected) < bound
+    assert relative_error(single, expected[0, :1]) < 2 * bound
 
 
 @pytest.mark.parametrize("shape", [(96, 64), (48, 32), (40, 64)])
