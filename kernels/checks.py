@@ -1,12 +1,80 @@
-"""The checks that every attention kernel makes of its arguments before it launches."""
+"""What the kernels share: the checks of their arguments before a launch, and the way to launch."""
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 import triton
+import triton.language as tl
 from torch import Tensor, bfloat16, float16, float32
 
 DTYPES = (float32, float16, bfloat16)
 
+# Programmatic dependent launch: a kernel starts while the one in front still runs, and waits for
+# its results in its own code. Kernels name these two only where `dependent_launch` says PDL.
+gdc_wait = getattr(tl.extra.cuda, "gdc_wait", None)
+gdc_launch_dependents = getattr(tl.extra.cuda, "gdc_launch_dependents", None)
 
-def check_qkv(q: Tensor, k: Tensor, v: Tensor, kernel: object) -> None:
+
+def interpreted(kernel: object) -> bool:
+    """Whether a `@triton.jit` function runs in Triton's interpreter, on a CPU."""
+    return not isinstance(kernel, triton.JITFunction)
+
+
+@functools.cache
+def dependent_launch(device: torch.device) -> dict[str, Any]:
+    """The options of a kernel that can start before the one in front has ended.
+
+    Such a launch needs compute capability 9.0 and a Triton that knows the two instructions.
+    """
+    able = gdc_wait is not None and gdc_launch_dependents is not None
+    if able and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9:
+        return {"PDL": True, "launch_pdl": True}
+    return {"PDL": False}
+
+
+def check_on_gpu(x: Tensor, kernel: object) -> None:
+    """Raise ValueError unless a kernel can run where x is."""
+    if not x.is_cuda and not interpreted(kernel):
+        raise ValueError(
+            f"the kernels run on a GPU, got tensors on {x.device}; to interpret them there, set "
+            "TRITON_INTERPRET=1 before anything imports triton"
+        )
+
+
+def check_range(lengths: Sequence[int], n_positions: int) -> None:
+    """Raise ValueError unless all lengths are in [1, n_positions]."""
+    if not 1 <= min(lengths) <= max(lengths) <= n_positions:
+        raise ValueError(f"lengths must be in [1, {n_positions}], got {list(lengths)}")
+
+
+def check_positions(lengths: Tensor, rows: Tensor, n_positions: int) -> None:
+    """Raise unless a tensor of lengths fits the first dimension of `rows` and, on a CPU, the range.
+
+    Values on a GPU cannot be read without a wait.
+
+    Raises:
+        TypeError: it is not int32.
+        ValueError: another shape or device, or values outside [1, n_positions].
+    """
+    n_batch = len(rows)
+    if lengths.dtype != torch.int32:
+        raise TypeError(f"a tensor of lengths must be int32, got {lengths.dtype}")
+    if lengths.shape != (n_batch,) or not lengths.is_contiguous():
+        raise ValueError(
+            f"a tensor of lengths must be ({n_batch},) and contiguous, "
+            f"got {tuple(lengths.shape)} with strides {lengths.stride()}"
+        )
+    if lengths.device != rows.device:
+        raise ValueError(f"lengths must be on {rows.device}, got {lengths.device}")
+    if not lengths.is_cuda:
+        check_range(lengths.tolist(), n_positions)
+
+
+def check_qkv(
+    q: Tensor, k: Tensor, v: Tensor, kernel: object, *, power_of_two: bool = True
+) -> None:
     """Raise unless q, k and v can be given to a kernel together.
 
     Args:
@@ -14,6 +82,7 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, kernel: object) -> None:
         k: keys (B, H, T, D).
         v: values (B, H, T, D).
         kernel: the `@triton.jit` function to launch.
+        power_of_two: whether the head size must be one; else it is a multiple of 8.
 
     Raises:
         TypeError: unequal dtypes, or one that is not float32, float16 or bfloat16.
@@ -41,14 +110,12 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, kernel: object) -> None:
             f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
     head_size = q.shape[3]
-    if not 16 <= head_size <= 256 or head_size & (head_size - 1):
-        raise ValueError(f"the head size must be a power of two in [16, 256], got {head_size}")
+    wrong = head_size & (head_size - 1) if power_of_two else head_size % 8
+    if not 16 <= head_size <= 256 or wrong:
+        kind = "power of two" if power_of_two else "multiple of 8"
+        raise ValueError(f"the head size must be a {kind} in [16, 256], got {head_size}")
     if k.device != q.device or v.device != q.device:
         raise ValueError(
             f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}"
         )
-    if not q.is_cuda and isinstance(kernel, triton.JITFunction):
-        raise ValueError(
-            f"the kernels run on a GPU, got tensors on {q.device}; to interpret them there, set "
-            "TRITON_INTERPRET=1 before anything imports triton"
-        )
+    check_on_gpu(q, kernel)

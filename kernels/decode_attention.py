@@ -13,18 +13,40 @@ Source: Dao et al. 2023 (Flash-Decoding).
 import math
 import operator
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_qkv
+from .checks import (
+    check_positions,
+    check_qkv,
+    check_range,
+    dependent_launch,
+    gdc_launch_dependents,
+    gdc_wait,
+)
 
 TILE_SIZE = 8192  # elements of k, and of v, that a program holds: 128 positions of Bark's heads
 MIN_SPLIT_SIZE = 32  # positions
 MAX_SPLITS = 32
 INTERPRETED_SMS = 132  # the interpreter splits as an H100 or H200 would
+
+
+class Splits(NamedTuple):
+    """What the splits of all heads yield, before they are brought together.
+
+    Attributes:
+        max: (B * H, n_splits) float32, the largest score times log2(e); -inf if a split is empty.
+        sum: (B * H, n_splits) float32, the sum of 2 ** (score - max).
+        acc: (B * H, n_splits, D) float32, the sum of 2 ** (score - max) v.
+    """
+
+    max: Tensor
+    sum: Tensor
+    acc: Tensor
 
 
 @triton.jit
@@ -49,9 +71,14 @@ def _decode_attention_kernel(
     scale,  # log2(e) / sqrt(D), so that exp2 gives the softmax
     BLOCK_T: tl.constexpr,
     D: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # D rounded up to a power of two
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0)
     split = tl.program_id(1)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     n_splits = tl.num_programs(1)
     b = (row // H).to(tl.int64)
     h = (row % H).to(tl.int64)
@@ -62,17 +89,19 @@ def _decode_attention_kernel(
     start = split * split_size
     end = tl.minimum(start + split_size, length)
 
-    d = tl.arange(0, D)
-    q = tl.load(q_ptr + b * stride_qb + h * stride_qh + d).to(tl.float32) * scale  # (D,)
+    d = tl.arange(0, BLOCK_D)
+    inside = d < D
+    q = tl.load(q_ptr + b * stride_qb + h * stride_qh + d, mask=inside, other=0.0)  # (BLOCK_D,)
+    q = q.to(tl.float32) * scale
     k_row = k_ptr + b * stride_kb + h * stride_kh
     v_row = v_ptr + b * stride_vb + h * stride_vh
     running_max = tl.full((), float("-inf"), tl.float32)
     running_sum = tl.full((), 0.0, tl.float32)
-    acc = tl.zeros((D,), tl.float32)
+    acc = tl.zeros((BLOCK_D,), tl.float32)
     for first in range(start, end, BLOCK_T):
         t = first + tl.arange(0, BLOCK_T)
         filled = t < end
-        mask = filled[:, None]
+        mask = filled[:, None] & inside[None, :]
         k = tl.load(k_row + t[:, None] * stride_kt + d[None, :], mask=mask, other=0.0)
         v = tl.load(v_row + t[:, None] * stride_vt + d[None, :], mask=mask, other=0.0)
         scores = tl.sum(q[None, :] * k.to(tl.float32), axis=1)  # (BLOCK_T,)
@@ -87,7 +116,7 @@ def _decode_attention_kernel(
     part = row.to(tl.int64) * n_splits + split
     tl.store(max_ptr + part, running_max)
     tl.store(sum_ptr + part, running_sum)
-    tl.store(acc_ptr + part * D + d, acc)
+    tl.store(acc_ptr + part * D + d, acc, mask=inside)
 
 
 @triton.jit
@@ -99,19 +128,21 @@ def _decode_attention_combine_kernel(
     n_splits,
     BLOCK_SPLITS: tl.constexpr,
     D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, BLOCK_SPLITS)
-    d = tl.arange(0, D)
+    d = tl.arange(0, BLOCK_D)
     part = row * n_splits + split
     mask = split < n_splits
+    both = mask[:, None] & (d[None, :] < D)
     split_max = tl.load(max_ptr + part, mask=mask, other=float("-inf"))
     split_sum = tl.load(sum_ptr + part, mask=mask, other=0.0)
-    acc = tl.load(acc_ptr + part[:, None] * D + d[None, :], mask=mask[:, None], other=0.0)
+    acc = tl.load(acc_ptr + part[:, None] * D + d[None, :], mask=both, other=0.0)
     weight = tl.exp2(split_max - tl.max(split_max, axis=0))  # (BLOCK_SPLITS,), 0 where empty
     total = tl.sum(weight * split_sum, axis=0)
-    out = tl.sum(weight[:, None] * acc, axis=0) / total  # (D,)
-    tl.store(out_ptr + row * D + d, out.to(out_ptr.dtype.element_ty))
+    out = tl.sum(weight[:, None] * acc, axis=0) / total  # (BLOCK_D,)
+    tl.store(out_ptr + row * D + d, out.to(out_ptr.dtype.element_ty), mask=d < D)
 
 
 def choose_n_splits(n_heads: int, length: int, n_sms: int) -> int:
@@ -129,7 +160,7 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | T
     """Softmax attention of one new position per row over that row's own past, without gradients.
 
     Args:
-        q: queries (B, H, 1, D); D a power of two in [16, 256].
+        q: queries (B, H, 1, D); D a multiple of 8 in [16, 256], fastest as a power of two.
         k: key buffer (B, H, T, D), filled up to `lengths[b]` in row b; dtype of `q`, any strides
             but 1 in the last dimension.
         v: value buffer (B, H, T, D), likewise.
@@ -145,52 +176,65 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | T
         TypeError: a dtype other than float32, float16 or bfloat16, or than that of `q`.
         ValueError: other shapes, lengths out of range, or tensors that are not on the GPU.
     """
-    check_qkv(q, k, v, _decode_attention_kernel)
+    splits = decode_attention_splits(q, k, v, lengths)
+    n_heads, n_splits, head_size = splits.acc.shape
+    out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
+    with torch.cuda.device(q.get_device()):
+        _decode_attention_combine_kernel[(n_heads,)](
+            *splits,
+            out,
+            n_splits,
+            BLOCK_SPLITS=triton.next_power_of_2(n_splits),
+            D=head_size,
+            BLOCK_D=triton.next_power_of_2(head_size),
+            num_warps=4,
+        )
+    return out
+
+
+def decode_attention_splits(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Tensor
+) -> Splits:
+    """The first half of `decode_attention`, with the same arguments and errors."""
+    check_qkv(q, k, v, _decode_attention_kernel, power_of_two=False)
     n_batch, n_head, n_query, head_size = q.shape
     n_positions = k.shape[2]
     if n_query != 1:
         raise ValueError(f"q must hold one position per row, (B, H, 1, D), got {tuple(q.shape)}")
-    lengths, longest = _check_lengths(lengths, q, n_positions)
+    lengths, longest = _lengths(lengths, q, n_positions)
 
     n_sms = INTERPRETED_SMS
     if q.is_cuda:
         n_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
     n_splits = choose_n_splits(n_batch * n_head, longest, n_sms)
-    parts = (n_batch * n_head, n_splits)
-    split_max = torch.empty(parts, device=q.device, dtype=torch.float32)
-    split_sum = torch.empty(parts, device=q.device, dtype=torch.float32)
-    acc = torch.empty((*parts, head_size), device=q.device, dtype=torch.float32)
-    out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
+    block_d = triton.next_power_of_2(head_size)
+    shape = (n_batch * n_head, n_splits)
+    splits = Splits(
+        *(
+            torch.empty(size, device=q.device, dtype=torch.float32)
+            for size in (shape, shape, (*shape, head_size))
+        )
+    )
     with torch.cuda.device(q.get_device()):
-        _decode_attention_kernel[parts](
+        _decode_attention_kernel[shape](
             q,
             k,
             v,
             lengths,
-            split_max,
-            split_sum,
-            acc,
+            *splits,
             *q.stride()[:2],
             *k.stride()[:3],
             *v.stride()[:3],
             n_head,
             n_positions,
             math.log2(math.e) / math.sqrt(head_size),
-            BLOCK_T=TILE_SIZE // head_size,
+            BLOCK_T=TILE_SIZE // block_d,
             D=head_size,
+            BLOCK_D=block_d,
             num_warps=4,
+            **dependent_launch(q.device),
         )
-        _decode_attention_combine_kernel[parts[:1]](
-            split_max,
-            split_sum,
-            acc,
-            out,
-            n_splits,
-            BLOCK_SPLITS=1 << (n_splits - 1).bit_length(),
-            D=head_size,
-            num_warps=4,
-        )
-    return out
+    return splits
 
 
 def decode_attention_ref(
@@ -205,28 +249,15 @@ def decode_attention_ref(
     return torch.stack(rows).to(q.dtype)
 
 
-def _check_lengths(
+def _lengths(
     lengths: Sequence[int] | Tensor, q: Tensor, n_positions: int
 ) -> tuple[Tensor, int]:
     """Return the lengths as (B,) int32 on the device of q, and the longest that is possible."""
-    n_batch = q.shape[0]
     if isinstance(lengths, Tensor):
-        if lengths.dtype != torch.int32:
-            raise TypeError(f"a tensor of lengths must be int32, got {lengths.dtype}")
-        if lengths.shape != (n_batch,) or not lengths.is_contiguous():
-            raise ValueError(
-                f"a tensor of lengths must be ({n_batch},) and contiguous, "
-                f"got {tuple(lengths.shape)} with strides {lengths.stride()}"
-            )
-        if lengths.device != q.device:
-            raise ValueError(f"lengths must be on {q.device} as q is, got {lengths.device}")
-        if lengths.is_cuda:
-            return lengths, n_positions
-    elif len(lengths) != n_batch:
-        raise ValueError(f"lengths must hold one per row, {n_batch}, got {len(lengths)}")
-    values = [operator.index(length) for length in lengths]
-    if not 1 <= min(values) <= max(values) <= n_positions:
-        raise ValueError(f"lengths must be in [1, {n_positions}], got {values}")
-    if isinstance(lengths, Tensor):
+        check_positions(lengths, q, n_positions)
         return lengths, n_positions
+    if len(lengths) != len(q):
+        raise ValueError(f"lengths must hold one per row, {len(q)}, got {len(lengths)}")
+    values = [operator.index(length) for length in lengths]
+    check_range(values, n_positions)
     return torch.tensor(values, device=q.device, dtype=torch.int32), max(values)

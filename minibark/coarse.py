@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import GenerationConfig
-from .model import GPT, CachedDecoder, Decoder
-from .sampling import OnStep, Sampling, check_finite, choose, probabilities
+from .decoding import CachedDecoder, Decoder, choose_tokens
+from .model import GPT
+from .sampling import OnStep, RandomStreams, Sampling, check_finite
 from .voice import Voice
 
 # The reference forgets the last ids of a voice "for time alignment (sounds better)"; they are one
@@ -149,37 +150,44 @@ def generate_coarse(
         _start(semantic, voice, config, history_len)
         for semantic, voice in zip(semantics, voices, strict=True)
     ]
+    def head(step: int) -> slice:
+        codebook = step % config.n_coarse_codebooks
+        first_id = config.semantic_vocab_size + codebook * config.codebook_size
+        return slice(first_id, first_id + config.codebook_size)
+
     tokens = torch.zeros(0, dtype=torch.int64)
-    nothing = torch.tensor(0, device=device)  # what an ended row goes on with
     prompts: list[Tensor] = []
     total = max((row.n_steps for row in rows), default=0)
     for window_start in range(0, total, window_len):
+        window_end = min(window_start + window_len, total)
         live = [b for b, row in enumerate(rows) if row.n_steps > window_start]
-        for step in range(window_start, min(window_start + window_len, total)):
-            codebook = step % config.n_coarse_codebooks
-            first_id = config.semantic_vocab_size + codebook * config.codebook_size
-            head = slice(first_id, first_id + config.codebook_size)
-            grew = step > window_start
-            if step == window_start:
-                before = prompts
-                prompts = [window_prompt(rows[b], step, config, history_len) for b in live]
-                grew = _all_grew(before, prompts, window_len)
-            if grew:
-                logits = decode.decode_one(tokens, head)
-            else:
-                logits = decode.prefill([prompt.to(device) for prompt in prompts], head)
+        streams = RandomStreams([generators[b] for b in live], device)
+        before = prompts
+        prompts = [window_prompt(rows[b], window_start, config, history_len) for b in live]
+        grew = _all_grew(before, prompts, window_len)
+        step = window_start
+        while step < window_end:
+            if step == window_start and not grew:
+                n = 1
+                logits = decode.prefill([prompt.to(device) for prompt in prompts], head(step))
                 check_finite(logits, "coarse")
-            probs = probabilities(logits, sampling)
-            drawn = [
-                choose(probs[i], sampling, generators[b]) if step < rows[b].n_steps else nothing
-                for i, b in enumerate(live)
-            ]
-            tokens = torch.stack(drawn) + first_id
-            for b, token in zip(live, tokens.tolist(), strict=True):
-                if step < rows[b].n_steps:
-                    rows[b].coarse[rows[b].n_history + step] = token
+                active = [rows[b].n_steps > step for b in live]
+                tokens, _ = choose_tokens(logits, head(step), sampling, streams, active)
+                made = tokens[None]
+            else:
+                n = min(decode.steps_at_once, window_end - step)
+                steps = range(step, step + n)
+                active_at = [[rows[b].n_steps > s for b in live] for s in steps]
+                heads = [head(s) for s in steps]
+                made, _ = decode.take_steps(tokens, heads, sampling, streams, active_at)
+                tokens = made[-1]
+            for i, b in enumerate(live):
+                first = rows[b].n_history + step
+                mine = made[: rows[b].n_steps - step, i]
+                rows[b].coarse[first : first + len(mine)] = mine.cpu()
+            step += n
             if on_step:
-                on_step("coarse", step + 1, total)
+                on_step("coarse", step, total)
     return [_codes(row, config) for row in rows]
 
 

@@ -7,9 +7,6 @@ those of the released Suno checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,19 +35,26 @@ class KVCache:
         """Write a whole prompt's keys and values, (2, H, T, D), at the start of one row."""
         self.kv[layer][:, row, :, : kv.shape[2]] = kv
 
-    def append(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """Write one new position per row; kv is (2, B, H, D).
+    def grow(self) -> int | list[int] | Tensor:
+        """Make room for one position more in every row, and say which one that is."""
+        before = self.lengths
+        self.lengths = [length + 1 for length in before]
+        common = ops.common_length(before)
+        return before if common is None else common
+
+    def append(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor, list[int] | Tensor]:
+        """Write the newest position of each row; kv is (2, B, H, D).
 
         Returns:
             The layer's keys and values (B, H, block_size, D) and how much of each row they hold.
         """
         buffer, lengths = self.kv[layer], self.lengths
         if (common := ops.common_length(lengths)) is not None:
-            buffer[:, :, :, common] = kv
+            buffer[:, :, :, common - 1] = kv
         else:
             for row, length in enumerate(lengths):
-                buffer[:, row, :, length] = kv[:, row]
-        return buffer[0], buffer[1], [length + 1 for length in lengths]
+                buffer[:, row, :, length - 1] = kv[:, row]
+        return buffer[0], buffer[1], lengths
 
 
 class Linear(nn.Linear):
@@ -180,13 +184,10 @@ class Transformer(nn.Module):
 
     def decode(self, x: Tensor, cache: KVCache) -> Tensor:
         """Blocks over one new embedded token per row, x (B, C), at the end of each row's past."""
-        lengths = cache.lengths
-        common = ops.common_length(lengths)
-        x = x + self.wpe.weight[lengths if common is None else common]
+        x = x + self.wpe.weight[cache.grow()]
         for layer, block in enumerate(self.h):
             assert isinstance(block, Block)
             x = block.decode(x, cache, layer)
-        cache.lengths = [length + 1 for length in lengths]
         return x
 
 
@@ -309,64 +310,6 @@ class FineGPT(nn.Module):
         x = self.transformer.ln_f(self.transformer(x, start=start))
         head = next(tables[codebook - config.n_codes_given + 1].parameters())
         return ops.linear(x, head).float()
-
-
-class Decoder(Protocol):
-    """What a token loop needs of a model; every fast path implements this one contract."""
-
-    def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
-        """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
-
-    def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
-        """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
-
-
-class CachedDecoder:
-    """Decodes over a `KVCache`: work per step grows with the past only in attention."""
-
-    def __init__(self, model: GPT, n_merged: int = 0) -> None:
-        self.model = model
-        self.n_merged = n_merged
-        self.cache: KVCache | None = None
-
-    def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
-        """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
-        if self.cache is None or len(self.cache.lengths) != len(prompts):
-            weight = self.model.transformer.wpe.weight
-            self.cache = KVCache(
-                self.model.config, len(prompts), device=weight.device, dtype=weight.dtype
-            )
-        rows = [
-            self.model.prefill(prompt, self.cache, row, n_merged=self.n_merged, head=head)
-            for row, prompt in enumerate(prompts)
-        ]
-        return torch.stack(rows)
-
-    def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
-        """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
-        if self.cache is None:
-            raise ValueError("decode_one needs a prefill first")
-        return self.model.decode_one(tokens, self.cache, head=head)
-
-
-class UncachedDecoder:
-    """Computes every step from the whole sequence: slow, and the specification of the others."""
-
-    def __init__(self, model: GPT, n_merged: int = 0) -> None:
-        self.model = model
-        self.n_merged = n_merged
-        self.sequences: list[Tensor] = []
-
-    def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
-        """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
-        self.sequences = list(prompts)
-        rows = [self.model(tokens[None], self.n_merged)[0, -1, head] for tokens in self.sequences]
-        return torch.stack(rows)
-
-    def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
-        """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
-        grown = [torch.cat((s, t[None])) for s, t in zip(self.sequences, tokens, strict=True)]
-        return self.prefill(grown, head)
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -81,18 +81,22 @@ def common_length(lengths: Sequence[int]) -> int | None:
     return lengths[0] if lengths.count(lengths[0]) == len(lengths) else None
 
 
-def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
     """Softmax attention of one new position per row over that row's own past.
 
     Args:
         q: queries (B, H, 1, D).
         k: key buffer (B, H, T, D), filled up to `lengths[b]` in row b.
         v: value buffer (B, H, T, D), likewise.
-        lengths: positions to attend to in each row, at least 1.
+        lengths: positions to attend to in each row, at least 1. A tensor (B,) is not waited for:
+            all T keys are read, and what is beyond a row's length must be finite.
 
     Returns:
         (B, H, 1, D), dtype of `q`.
     """
+    if isinstance(lengths, Tensor):
+        seen = torch.arange(k.shape[2], device=k.device) < lengths[:, None]  # (B, T)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None])
     n = common_length(lengths)
     if n is not None:
         return F.scaled_dot_product_attention(q, k[:, :, :n], v[:, :, :n])

@@ -21,8 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import GenerationConfig
-from .model import GPT, CachedDecoder, Decoder
-from .sampling import OnStep, Sampling, check_finite, choose, probabilities
+from .decoding import CachedDecoder, Decoder, choose_tokens
+from .model import GPT
+from .sampling import OnStep, RandomStreams, Sampling, check_finite
+
+# Steps after which the end is looked for, where a decoder can take many at once.
+END_TEST_STEPS = 16
 
 
 def semantic_prompt(text: Tensor, history: Tensor | None, config: GenerationConfig) -> Tensor:
@@ -115,27 +119,33 @@ def generate_semantic(
     n_steps = max_semantic_steps(config, max_duration_s)
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(rows)))
-    nothing = torch.tensor(0, device=device)  # what an ended row goes on with
+    streams = RandomStreams(generators, device)
+    at_once = 1 if streams.shared else min(decode.steps_at_once, END_TEST_STEPS)
     logits = decode.prefill([prompt.to(device) for prompt in prompts], head)
     check_finite(logits, "semantic")
-    for step in range(n_steps):
-        probs = probabilities(logits, sampling)
-        drawn = [
-            choose(probs[row], sampling, generators[row]) if row in running else nothing
-            for row in range(len(rows))
-        ]
-        tokens = torch.stack(drawn)
-        end_p = probs[:, -1].tolist() if allow_early_stop else []
-        for row, token in enumerate(tokens.tolist()):
-            if allow_early_stop and (token == end or end_p[row] >= least_end_p):
-                running.discard(row)
-            elif row in running:
-                rows[row].append(token)
-        if not running or step == n_steps - 1:
+    made, end_p = (
+        found[None]
+        for found in choose_tokens(logits, head, sampling, streams, [True] * len(rows))
+    )
+    step = 0
+    while True:
+        for i, (tokens, ends) in enumerate(zip(made.tolist(), end_p.tolist(), strict=True)):
+            step += 1
+            for row in sorted(running):
+                if allow_early_stop and (tokens[row] == end or ends[row] >= least_end_p):
+                    running.discard(row)
+                    streams.give_back(row, len(made) - 1 - i)
+                else:
+                    rows[row].append(tokens[row])
+            if not running or step == n_steps:
+                break
+            if on_step:
+                on_step("semantic", step, n_steps)
+        if not running or step == n_steps:
             break
-        if on_step:
-            on_step("semantic", step + 1, n_steps)
-        logits = decode.decode_one(tokens, head)
+        n = min(at_once, n_steps - step)
+        active = [row in running for row in range(len(rows))]
+        made, end_p = decode.take_steps(made[-1], [head] * n, sampling, streams, [active] * n)
     if on_step:
-        on_step("semantic", step + 1, step + 1)
+        on_step("semantic", step, step)
     return [torch.tensor(row, dtype=torch.int64) for row in rows]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from minibark import Bark
 from minibark.coarse import _start, coarse_history, generate_coarse, n_coarse_steps, window_prompt
-from minibark.model import GPT, CachedDecoder, UncachedDecoder
+from minibark.decoding import CachedDecoder, UncachedDecoder
+from minibark.model import GPT
 from minibark.sampling import Sampling
 from minibark.voice import Voice
 

@@ -163,7 +163,7 @@ def test_decode_attention_with_more_heads_than_multiprocessors(run):
     run(check_decode, [65] * 10, 16)
 
 
-@pytest.mark.parametrize("head_size", [16, 32, 128, 256])
+@pytest.mark.parametrize("head_size", [16, 32, 40, 56, 128, 256])
 def test_decode_attention_head_sizes(run, head_size):
     run(check_decode, [257], 2, head_size)
 
@@ -196,8 +196,8 @@ def check_decode_errors(device: torch.device) -> None:
     raises(ValueError, "not empty", q, k[:, :, :0], v[:, :, :0], good)
     raises(ValueError, "agree in B", q[:1], k, v, good)
     raises(ValueError, "agree in B", q, k[:, :, :7], v, good)
-    raises(ValueError, "power of two", q[..., :12], k[..., :12], v[..., :12], good)
-    raises(ValueError, "power of two", q[..., :8], k[..., :8], v[..., :8], good)
+    raises(ValueError, "multiple of 8", q[..., :12], k[..., :12], v[..., :12], good)
+    raises(ValueError, "multiple of 8", q[..., :8], k[..., :8], v[..., :8], good)
     raises(ValueError, "one position per row", k, k, v, good)
     raises(ValueError, "last dimension of k", q, k.mT.contiguous().mT, v, good)
     raises(ValueError, "one device", q, k.to("meta"), v, good)

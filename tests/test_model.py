@@ -11,7 +11,8 @@ from torch import Tensor
 
 from minibark import model as model_room
 from minibark.config import FineGPTConfig, GPTConfig
-from minibark.model import GPT, CachedDecoder, FineGPT, KVCache, UncachedDecoder
+from minibark.decoding import CachedDecoder, UncachedDecoder
+from minibark.model import GPT, FineGPT, KVCache
 from minibark.weights import _hf_state, open_checkpoint
 
 ALL = slice(None)

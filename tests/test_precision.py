@@ -12,7 +12,8 @@ import minibark
 from minibark import ops
 from minibark import precision as room
 from minibark.config import FineGPTConfig, GPTConfig, preset
-from minibark.model import GPT, CachedDecoder, FineGPT, UncachedDecoder
+from minibark.decoding import CachedDecoder, UncachedDecoder
+from minibark.model import GPT, FineGPT
 from minibark.precision import (
     Embedding16,
     Int4Linear,

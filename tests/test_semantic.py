@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import BertTokenizer
 
 from minibark import Bark
-from minibark.model import GPT, UncachedDecoder
+from minibark.decoding import UncachedDecoder
+from minibark.model import GPT
 from minibark.sampling import Sampling
 from minibark.semantic import generate_semantic, max_semantic_steps, semantic_prompt
 from minibark.tokenizer import Tokenizer

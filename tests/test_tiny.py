@@ -14,7 +14,7 @@ import torch
 import minibark
 from minibark import Bark
 from minibark.coarse import generate_coarse
-from minibark.model import UncachedDecoder
+from minibark.decoding import UncachedDecoder
 from minibark.sampling import Sampling
 from minibark.semantic import generate_semantic, semantic_prompt
 

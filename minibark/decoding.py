@@ -1,0 +1,126 @@
+"""How a token loop sees a model: it starts with prompts, then takes steps.
+
+`UncachedDecoder` is the specification; `CachedDecoder` is what runs on a CPU; `graph.py` has the
+one for GPUs. All give the same tokens, up to the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .model import GPT, KVCache
+from .sampling import RandomStreams, Sampling, probabilities
+
+
+class Decoder(Protocol):
+    """What a token loop needs of a model; every fast path implements this one contract.
+
+    Attributes:
+        steps_at_once: how many steps may be asked for before their tokens are looked at.
+    """
+
+    steps_at_once: int = 1
+
+    def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
+        """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
+
+    def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
+        """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
+
+    def take_steps(
+        self,
+        tokens: Tensor,
+        heads: Sequence[slice],
+        sampling: Sampling,
+        streams: RandomStreams,
+        active: Sequence[Sequence[bool]],
+    ) -> tuple[Tensor, Tensor]:
+        """Append one token (B,) to every row, choose the next, append that, and so on.
+
+        Args:
+            tokens: (B,) int64, the newest token of each row.
+            heads: the ids that each of the n steps chooses from; all of one size.
+            sampling: how.
+            streams: the rows' random streams.
+            active: active[step][row], whether a token is needed; if not, what is chosen there
+                means nothing.
+
+        Returns:
+            tokens: (n, B) int64, those chosen.
+            last_p: (n, B) float32, the probability of the last id of each step's head.
+        """
+        chosen, last_p = [], []
+        for head, rows in zip(heads, active, strict=True):
+            tokens, p = choose_tokens(
+                self.decode_one(tokens, head), head, sampling, streams, rows
+            )
+            chosen.append(tokens)
+            last_p.append(p)
+        return torch.stack(chosen), torch.stack(last_p)
+
+
+def choose_tokens(
+    logits: Tensor, head: slice, sampling: Sampling, streams: RandomStreams, active: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """The ids (B,) chosen by logits (B, V) of the ids in `head`, and the last id's probability."""
+    probs = probabilities(logits, sampling)
+    return streams.choose(probs, sampling, active) + head.start, probs[:, -1]
+
+
+class CachedDecoder(Decoder):
+    """Decodes over a `KVCache`: work per step grows with the past only in attention."""
+
+    def __init__(self, model: GPT, n_merged: int = 0) -> None:
+        self.model = model
+        self.n_merged = n_merged
+        self.cache: KVCache | None = None
+
+    def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
+        """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
+        if self.cache is None or len(self.cache.lengths) != len(prompts):
+            weight = self.model.transformer.wpe.weight
+            self.cache = KVCache(
+                self.model.config, len(prompts), device=weight.device, dtype=weight.dtype
+            )
+        return prefill_rows(self.model, prompts, self.cache, self.n_merged, head)
+
+    def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
+        """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
+        if self.cache is None:
+            raise ValueError("decode_one needs a prefill first")
+        return self.model.decode_one(tokens, self.cache, head=head)
+
+
+def prefill_rows(
+    model: GPT, prompts: Sequence[Tensor], cache: KVCache, n_merged: int, head: slice
+) -> Tensor:
+    """Fill every row of a cache from its prompt (T,); logits (B, V) of the ids in `head`."""
+    rows = [
+        model.prefill(prompt, cache, row, n_merged=n_merged, head=head)
+        for row, prompt in enumerate(prompts)
+    ]
+    return torch.stack(rows)
+
+
+class UncachedDecoder(Decoder):
+    """Computes every step from the whole sequence: slow, and the specification of the others."""
+
+    def __init__(self, model: GPT, n_merged: int = 0) -> None:
+        self.model = model
+        self.n_merged = n_merged
+        self.sequences: list[Tensor] = []
+
+    def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
+        """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
+        self.sequences = list(prompts)
+        rows = [self.model(tokens[None], self.n_merged)[0, -1, head] for tokens in self.sequences]
+        return torch.stack(rows)
+
+    def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
+        """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
+        grown = [torch.cat((s, t[None])) for s, t in zip(self.sequences, tokens, strict=True)]
+        return self.prefill(grown, head)
