@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from .coarse import generate_coarse
 from .config import BarkConfig
+from .decoding import CachedDecoder, Decoder
 from .fine import generate_fine
+from .graph import GraphDecoder, choose_backend, describe_backend
 from .model import GPT, FineGPT
-from .precision import FLOATS, lay_out, parse_precision, reduce, warn_if_slow
+from .precision import FLOATS, check_precision, is_reduced, lay_out, reduce, warn_if_slow
 from .sampling import OnStep, Sampling
 from .semantic import generate_semantic, semantic_prompt
 from .tokenizer import Tokenizer
@@ -63,6 +65,7 @@ class Bark:
         voices: the checkpoint's voices by name.
         device: where the stages run.
         precision: of the three transformers' weights; logits and codec are float32 always.
+        backend: what decodes, `"torch"` or `"triton"`.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Bark:
         voices: Voices | None = None,
         device: str | torch.device | None = None,
         precision: str | None = None,
+        backend: str | None = None,
         offload: bool = False,
         seed: int = 0,
     ) -> None:
@@ -83,23 +87,29 @@ class Bark:
             tokenizer: None is a vocabulary of single characters.
             voices: voices by name; None is none.
             device: as for `torch.device`; None is CUDA where there is one, else the CPU.
-            precision: `"float32"`, `"float16"`, `"bfloat16"` or, on a CPU, `"int8"` or `"int4"`;
-                None is bfloat16 on CUDA, else float32.
+            precision: `"float32"`, `"float16"`, `"bfloat16"`, on a CPU or CUDA `"int8"`, on a CPU
+                `"int4"`; None is bfloat16 on CUDA, else float32.
+            backend: `"torch"`, or `"triton"` for fused kernels on an NVIDIA GPU; None is the
+                fastest that can run. On CUDA either replays recorded steps: the first call of a
+                stage warms up.
             offload: keep only the running stage on the device, the others on the CPU.
             seed: of the random weights.
 
         Raises:
             ValueError: an unknown precision, or a device that this machine does not have.
+            BackendError: a backend that cannot run on the device.
         """
         self.config = config if config is not None else BarkConfig()
         self.tokenizer = tokenizer if tokenizer is not None else Tokenizer.characters()
         self.voices = voices if voices is not None else Voices({}, Path)
         self.device = _device(device)
-        self.precision = precision or ("bfloat16" if self.device.type == "cuda" else "float32")
+        self.precision = precision or _usual_precision(self.device)
         self.offload = offload
-        _check_precision(self.precision, self.device)
-        warn_if_slow(self.precision)
+        check_precision(self.precision, self.device)
+        warn_if_slow(self.precision, self.device)
+        self.backend = choose_backend(backend, self.device)
         self._modules: dict[str, nn.Module] = {}
+        self._decoders: dict[str, GraphDecoder] = {}
         self._build: Callable[[str], nn.Module] = self._random_module
         self._seed = seed
 
@@ -110,6 +120,7 @@ class Bark:
         *,
         device: str | torch.device | None = None,
         precision: str | None = None,
+        backend: str | None = None,
         offload: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
         revision: str | None = None,
@@ -124,8 +135,11 @@ class Bark:
                 `"./tiny"`), a hub repository (`"suno/bark-small"`, `"suno/bark"`) or a directory
                 in Hugging Face's, Suno's or our own layout.
             device: as for `torch.device`; None is CUDA where there is one, else the CPU.
-            precision: `"float32"`, `"float16"`, `"bfloat16"` or, on a CPU, `"int8"` or `"int4"`;
-                None is bfloat16 on CUDA, else float32.
+            precision: `"float32"`, `"float16"`, `"bfloat16"`, on a CPU or CUDA `"int8"`, on a CPU
+                `"int4"`; None is bfloat16 on CUDA, else float32.
+            backend: `"torch"`, or `"triton"` for fused kernels on an NVIDIA GPU; None is the
+                fastest that can run. On CUDA either replays recorded steps: the first call of a
+                stage warms up.
             offload: keep only the running stage on the device, the others on the CPU.
             cache_dir: the hub's cache and ours; None is the usual place of each.
             revision: branch, tag or commit on the hub.
@@ -138,9 +152,12 @@ class Bark:
             FileNotFoundError: no such model, a file of it is missing, or no network.
             CheckpointError: files that are damaged or do not fit together.
             ValueError: an unknown precision or stage, or a device that this machine does not have.
+            BackendError: a backend that cannot run on the device.
         """
+        place = _device(device)
         if precision is not None:
-            _check_precision(precision, _device(device))
+            check_precision(precision, place)
+        backend = choose_backend(backend, place)
         checkpoint = open_checkpoint(
             name_or_dir,
             cache_dir=cache_dir,
@@ -155,14 +172,15 @@ class Bark:
             voices=checkpoint.voices,
             device=device,
             precision=precision,
+            backend=backend,
             offload=offload,
         )
         states = dict(checkpoint.states)
         checkpoint = dataclasses.replace(checkpoint, states=states)
 
         def build(stage: str) -> nn.Module:
-            if bark._reduced:
-                module = checkpoint.build_reduced(stage, bark.precision)
+            if is_reduced(bark.precision, bark.device):
+                module = checkpoint.build_reduced(stage, bark.precision, bark.device)
             else:
                 module = checkpoint.build(stage, FLOATS[bark.precision])
             del states[stage]  # once no stage needs it, the mapped file goes
@@ -297,6 +315,7 @@ class Bark:
                 max_duration_s=max_duration_s,
                 allow_early_stop=allow_early_stop,
                 on_step=on_step,
+                decoder=self._decoder("semantic", on_step),
             )
         if not len(semantic):
             warnings.warn(
@@ -350,6 +369,7 @@ class Bark:
                 max_coarse_history=max_coarse_history,
                 sliding_window_len=sliding_window_len,
                 on_step=on_step,
+                decoder=self._decoder("coarse", on_step),
             )
         return codes
 
@@ -444,34 +464,50 @@ class Bark:
         module = self._modules.get(name)
         if module is None:
             module = self._modules[name] = self._build(name)
-            if self.device.type == "cpu" and self.precision == "float32":
+            if (self.device.type, self.precision, self.backend) == ("cpu", "float32", "torch"):
                 lay_out(module)
         module.to(self.device)
         try:
             yield module
         finally:
             if self.offload:
+                self._decoders.pop(name, None)  # it has recorded where the weights were
                 module.to("cpu")
 
-    @property
-    def _reduced(self) -> bool:
-        """Whether `minibark.precision` has a say in how the transformers run."""
-        return self.device.type == "cpu" and self.precision != "float32"
+    def _decoder(self, stage: str, on_step: OnStep | None) -> Callable[[GPT, int], Decoder]:
+        """What makes, or finds again, the decoder of a stage."""
+        if self.device.type != "cuda" and self.backend == "torch":
+            return CachedDecoder
+
+        def recorded(model: GPT, n_merged: int) -> Decoder:
+            if stage not in self._decoders:
+                self._decoders[stage] = GraphDecoder(model, n_merged, backend=self.backend)
+            self._decoders[stage].on_step = on_step
+            return self._decoders[stage]
+
+        return recorded
 
     def _random_module(self, stage: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             module = new_module(stage, self.config)
-        if isinstance(module, (GPT, FineGPT)) and self._reduced:
-            reduce(module, module.state_dict(), self.precision)
+        if isinstance(module, (GPT, FineGPT)) and is_reduced(self.precision, self.device):
+            reduce(module, module.state_dict(), self.precision, self.device)
         elif stage != "codec":
             module = module.to(FLOATS[self.precision])
         return module.eval().requires_grad_(False)
 
 
-def _check_precision(precision: str, device: torch.device) -> None:
-    if parse_precision(precision) not in FLOATS and device.type != "cpu":
-        raise ValueError(f"precision {precision!r} runs on a CPU so far, not on {device.type!r}")
+def describe_running(device: str | torch.device | None = None) -> str:
+    """Where and how a Bark runs on this machine if nothing is asked for, in words."""
+    place = _device(device)
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else str(place)
+    how = describe_backend(choose_backend(None, place), place)
+    return f"on {name} in {_usual_precision(place)} by {how}"
+
+
+def _usual_precision(device: torch.device) -> str:
+    return "bfloat16" if device.type == "cuda" else "float32"
 
 
 def _device(device: str | torch.device | None) -> torch.device:

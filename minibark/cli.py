@@ -176,6 +176,7 @@ def _convert(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 
 def _info(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    from .bark import describe_running
     from .config import STAGES
     from .weights import open_checkpoint
 
@@ -211,6 +212,7 @@ def _info(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         f"text vocabulary {len(checkpoint.tokenizer):,}, voices {len(checkpoint.voices)}, "
         f"{checkpoint.config.codec.sampling_rate:,} Hz"
     )
+    print(f"runs here {describe_running()}")
 
 
 def _bark(args: argparse.Namespace) -> Any:
@@ -223,7 +225,12 @@ def _bark(args: argparse.Namespace) -> Any:
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    running = {"device": args.device, "precision": args.precision, "offload": args.offload}
+    running = {
+        "device": args.device,
+        "precision": args.precision,
+        "backend": args.backend,
+        "offload": args.offload,
+    }
     if args.model == "random":
         if not args.quiet:
             _tell("'random' has seeded random weights: the sound is noise")
@@ -325,7 +332,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_precision(
         say,
         ("float32", "float16", "bfloat16", "int8", "int4"),
-        "float32 on a CPU, bfloat16 on CUDA; int8 (fast) and int4 (small) are for CPUs",
+        "float32 on a CPU, bfloat16 on CUDA; int8 is for both, int4 for CPUs",
+    )
+    add(
+        "--backend",
+        choices=("torch", "triton"),
+        help="what decodes; triton's fused kernels need an NVIDIA GPU (default: the fastest here)",
     )
     add("--threads", type=_number(int, 1, 1024), metavar="N", help="on a CPU (default: its cores)")
     add("--offload", action="store_true", help="keep only the running stage on the device")

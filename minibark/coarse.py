@@ -150,6 +150,7 @@ def generate_coarse(
         _start(semantic, voice, config, history_len)
         for semantic, voice in zip(semantics, voices, strict=True)
     ]
+
     def head(step: int) -> slice:
         codebook = step % config.n_coarse_codebooks
         first_id = config.semantic_vocab_size + codebook * config.codebook_size

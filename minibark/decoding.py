@@ -55,9 +55,7 @@ class Decoder(Protocol):
         """
         chosen, last_p = [], []
         for head, rows in zip(heads, active, strict=True):
-            tokens, p = choose_tokens(
-                self.decode_one(tokens, head), head, sampling, streams, rows
-            )
+            tokens, p = choose_tokens(self.decode_one(tokens, head), head, sampling, streams, rows)
             chosen.append(tokens)
             last_p.append(p)
         return torch.stack(chosen), torch.stack(last_p)

@@ -1,4 +1,4 @@
-"""A causal model's decode step through the Triton kernels. Imports triton, so it is imported late."""
+"""A causal model's decode step through the Triton kernels. Imports triton, so it comes in late."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ class FusedGPT:
         self.norm_f = _norm(model.transformer.ln_f)
         self.layers = [_layer(block) for block in model.transformer.h]
 
-    def decode_one(
-        self, tokens: Tensor, cache: KVCache, lengths: Tensor, *, head: slice
-    ) -> Tensor:
+    def decode_one(self, tokens: Tensor, cache: KVCache, lengths: Tensor, *, head: slice) -> Tensor:
         """Append one token to every row of the cache and give the logits that follow.
 
         Args:

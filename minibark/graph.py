@@ -91,10 +91,10 @@ def why_no_triton(device: torch.device) -> str | None:
 
 def describe_backend(backend: str, device: torch.device) -> str:
     """How decoding runs, in words."""
-    if device.type != "cuda":
-        return "torch" if backend == "torch" else "triton, interpreted"
     how = "plain torch" if backend == "torch" else "fused Triton kernels"
-    return f"{how} in a CUDA graph"
+    if device.type == "cuda":
+        return f"{how} in a CUDA graph"
+    return how if backend == "torch" else f"{how}, interpreted"
 
 
 class StaticKVCache(KVCache):
@@ -290,7 +290,7 @@ class GraphDecoder(Decoder):
         with torch.cuda.device(self.device):
             kept = [t.clone() for t in (self.token, self.index, self.cache.device_lengths)]
             # Kernels are compiled and workspaces made by a first run, off the stream in use.
-            stream = torch.cuda.Stream()
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 step()

@@ -1,9 +1,12 @@
-"""What a precision means on a CPU: how the large matrices are kept and multiplied.
+"""What a precision means: how the large matrices are kept and multiplied.
 
     float16, bfloat16   matrices and tables in 16 bits
     int8                w[n, k] ~ scale[n] * q[n, k],                     q in [-127, 127]
     int4                w[n, k] ~ scale[n, g] * (q[n, k] - 8) + zero[n, g],  q in [0, 15],
                         with g = k // 32, a scale and a zero for each group of 32 columns
+
+On a GPU the floating precisions are torch's own, and int8 is kept so that it is read fast: matrices
+of the layers in int8, all else, activations too, in bfloat16. The rest of this page is about CPUs.
 
 Whatever it is, a product takes float32 and gives float32; LayerNorms, cache, logits and the codec
 are float32. int8's products quantize their activations too, over the range that they have in that
@@ -32,6 +35,7 @@ FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 PRECISIONS = (*FLOATS, "int8", "int4")
 SCALE = "_scale"  # a state dict has an int8 matrix as NAME (N, K) and NAME_scale (N,) float32
 GROUP = 32  # columns that share a scale in int4
+FOR_INT8 = torch.bfloat16  # what is not int8 in an int8 model on a GPU
 FEW_ROWS = 4  # up to so many, torch multiplies float16 fast on a CPU
 
 
@@ -44,6 +48,26 @@ def parse_precision(name: str) -> str:
     if name not in PRECISIONS:
         raise ValueError(f"unknown precision {name!r}; expected {', '.join(PRECISIONS)}")
     return name
+
+
+def check_precision(name: str, device: torch.device) -> None:
+    """Refuse a precision that a device does not have.
+
+    Raises:
+        ValueError: an unknown name, or one that does not run there.
+    """
+    parse_precision(name)
+    places = {"int8": ("cpu", "cuda"), "int4": ("cpu",)}.get(name)
+    if places and device.type not in places:
+        raise ValueError(
+            f"precision {name!r} runs on {' and '.join(places)}, not on {device.type!r}; "
+            "take bfloat16 there"
+        )
+
+
+def is_reduced(name: str, device: torch.device) -> bool:
+    """Whether a precision on a device asks for `reduce`, not just for another type."""
+    return name == "int8" or (device.type == "cpu" and name != "float32")
 
 
 # ---- what this torch and this processor can do
@@ -78,8 +102,10 @@ def _processor_has(*tests: str) -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in tests)
 
 
-def warn_if_slow(precision: str) -> None:
+def warn_if_slow(precision: str, device: torch.device) -> None:
     """Say now, not in the middle, that this torch lacks an operator that makes a precision fast."""
+    if device.type != "cpu":
+        return
     if precision in ("int8", "int4") and not has_int8_linear():
         missing = "quantized::linear_dynamic"
     elif precision == "int4" and not has_int4_linear():
@@ -189,6 +215,28 @@ class Int8Embedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Look ids (...) up."""
         return dequantize_rows(self.weight[ids], self.scale[ids])
+
+
+class Int8Weight(nn.Module):
+    """A Linear whose int8 weights are expanded for each product: x (..., K) -> (..., N), x's dtype.
+
+    For GPUs, where one row goes through the kernels, which read the int8 weights themselves, and
+    the cost of expanding is small beside products of many rows.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
+        super().__init__()
+        self.weight: Tensor
+        self.scale: Tensor
+        self.bias: Tensor | None
+        self.register_buffer("weight", weight.clone())
+        self.register_buffer("scale", scale.clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().to(FOR_INT8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x (..., K)."""
+        return F.linear(x, dequantize_rows(self.weight, self.scale).to(x.dtype), self.bias)
 
 
 def _pack_int8(weight: Tensor, scale: Tensor, bias: Tensor | None) -> object:
@@ -318,8 +366,13 @@ def lay_out(model: nn.Module) -> None:
             module.weight = nn.Parameter(columns.T, requires_grad=False)
 
 
-def reduce(model: GPT | FineGPT, state: Mapping[str, Tensor], precision: str) -> None:
-    """Give a model on the CPU its weights in a precision other than float32, in place.
+def reduce(
+    model: GPT | FineGPT,
+    state: Mapping[str, Tensor],
+    precision: str,
+    device: torch.device | None = None,
+) -> None:
+    """Give a model its weights in a precision other than float32, in place.
 
     The fine model's tables stay float32: they are its heads too, and small. Nothing of `state` is
     kept, so that a mapped file can go when every stage has been made of it.
@@ -328,7 +381,11 @@ def reduce(model: GPT | FineGPT, state: Mapping[str, Tensor], precision: str) ->
         model: its own weights do not matter and may be on the meta device.
         state: weights in any floating type, or int8 matrices with their scales beside them.
         precision: one of `PRECISIONS`.
+        device: where it will run, if not on a CPU; the weights stay on the CPU.
     """
+    if device is not None and device.type != "cpu":
+        _reduce_to_int8_weights(model, state)
+        return
     if isinstance(model, FineGPT):
         # All its products have many rows.
         many = "bfloat16" if has_fast_bfloat16() else "float16"
@@ -355,6 +412,21 @@ def reduce(model: GPT | FineGPT, state: Mapping[str, Tensor], precision: str) ->
         for name, tensor in rest.items()
     }
     model.load_state_dict(floats, strict=True, assign=True)
+
+
+def _reduce_to_int8_weights(model: GPT | FineGPT, state: Mapping[str, Tensor]) -> None:
+    rest = {name: tensor for name, tensor in state.items() if not name.endswith(SCALE)}
+    for name, child in list(model.named_modules()):
+        if isinstance(child, nn.Linear) and not isinstance(child, Head):
+            weight, bias = rest.pop(f"{name}.weight"), rest.pop(f"{name}.bias", None)
+            rows = _rows(weight, state.get(f"{name}.weight{SCALE}"))
+            model.set_submodule(name, Int8Weight(*rows, bias))
+    own = {name: buffer for name, buffer in model.named_buffers()}
+    floats = {
+        name: _floats(tensor, state.get(name + SCALE)).to(FOR_INT8, copy=True)
+        for name, tensor in rest.items()
+    }
+    model.load_state_dict(own | floats, strict=True, assign=True)
 
 
 def _linear(weight: Tensor, scale: Tensor | None, bias: Tensor | None, precision: str) -> nn.Module:

@@ -104,9 +104,7 @@ class RandomStreams:
         shared: whether rows draw from one stream by turns, so that nothing can be given back.
     """
 
-    def __init__(
-        self, generators: Sequence[torch.Generator | None], device: torch.device
-    ) -> None:
+    def __init__(self, generators: Sequence[torch.Generator | None], device: torch.device) -> None:
         """One stream per row; None is torch's own on that device."""
         self._generators = [_own_stream(device) if g is None else g for g in generators]
         self.shared = len({id(g) for g in self._generators}) < len(self._generators)
@@ -152,9 +150,8 @@ class RandomStreams:
 def _own_stream(device: torch.device) -> torch.Generator:
     """The stream that torch itself draws from on a device."""
     if device.type == "cuda":
-        torch.cuda.init()
-        index = torch.cuda.current_device() if device.index is None else device.index
-        return torch.cuda.default_generators[index]
+        current = torch.cuda.current_device()  # which also makes the streams
+        return torch.cuda.default_generators[current if device.index is None else device.index]
     if device.type == "mps":
         return torch.mps._get_default_mps_generator()
     return torch.default_generator

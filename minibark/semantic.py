@@ -124,8 +124,7 @@ def generate_semantic(
     logits = decode.prefill([prompt.to(device) for prompt in prompts], head)
     check_finite(logits, "semantic")
     made, end_p = (
-        found[None]
-        for found in choose_tokens(logits, head, sampling, streams, [True] * len(rows))
+        found[None] for found in choose_tokens(logits, head, sampling, streams, [True] * len(rows))
     )
     step = 0
     while True:

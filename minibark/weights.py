@@ -111,8 +111,10 @@ class Checkpoint:
         module.load_state_dict(self.parameters(stage, dtype), strict=True, assign=True)
         return module.eval().requires_grad_(False)
 
-    def build_reduced(self, stage: str, precision: str) -> nn.Module:
-        """One stage in a precision other than float32, as `minibark.precision` runs it on a CPU.
+    def build_reduced(
+        self, stage: str, precision: str, device: torch.device | None = None
+    ) -> nn.Module:
+        """One stage in a precision other than float32, as `minibark.precision` has it on a device.
 
         A matrix is read and converted after the other: no float32 copy of all is made.
         """
@@ -124,7 +126,7 @@ class Checkpoint:
             return codec.requires_grad_(False)
         module = _shape_of(stage, getattr(self.config, stage))
         assert isinstance(module, (GPT, FineGPT))
-        reduce(module, self.states[stage], precision)
+        reduce(module, self.states[stage], precision, device)
         return module.eval().requires_grad_(False)
 
     def parameters(self, stage: str, dtype: torch.dtype) -> State:
