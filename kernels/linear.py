@@ -525,7 +525,7 @@ def _launch(
 
 def _product_type(weight: Tensor) -> tl.dtype:
     """What the tensor cores multiply; the interpreter's `tl.dot` is wrong in bfloat16."""
-    if weight.dtype == torch.int8 and interpreted(_linear_kernel):
+    if interpreted(_linear_kernel):
         return tl.float32
     return {torch.float32: tl.float32, torch.float16: tl.float16}.get(weight.dtype, tl.bfloat16)
 
