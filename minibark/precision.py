@@ -10,9 +10,9 @@ of the layers in int8, all else, activations too, in bfloat16. The rest of this 
 
 Whatever it is, a product takes float32 and gives float32; LayerNorms, cache, logits and the codec
 are float32. int8's products quantize their activations too, over the range that they have in that
-call. int4 is for the causal models' projections back to the residual stream, whose steps read every
-weight for one position. What changes the tokens more stays int8: tables, heads, and the matrices
-that a LayerNorm feeds. So does the fine model, whose products are bound by arithmetic.
+call. int4 is for the causal models' layers, whose steps read every weight for one position, and
+their text tables. What changes the tokens more stays int8: the first layer, the heads, the small
+tables. So does the fine model, whose products are bound by arithmetic.
 
 Three torch operators here may be missing or slow in another torch or on another processor.
 `describe_paths` tells which are used; where one is missing, plain torch gives the same within
@@ -35,6 +35,7 @@ FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 PRECISIONS = (*FLOATS, "int8", "int4")
 SCALE = "_scale"  # a state dict has an int8 matrix as NAME (N, K) and NAME_scale (N,) float32
 GROUP = 32  # columns that share a scale in int4
+BIG_TABLE = 2**25  # numbers in a table from which it is int4: the released text tables
 FOR_INT8 = torch.bfloat16  # what is not int8 in an int8 model on a GPU
 FEW_ROWS = 4  # up to so many, torch multiplies float16 fast on a CPU
 
@@ -130,7 +131,7 @@ def describe_paths(precision: str) -> str:
     int8 += "" if has_vnni() or not has_int8_linear() else ", 7-bit activations (no VNNI)"
     if precision == "int8":
         return int8
-    return f"{'int4 packed' if has_int4_linear() else 'int4 expanded'} projections, else {int8}"
+    return f"{'int4 packed' if has_int4_linear() else 'int4 expanded'} layers, else {int8}"
 
 
 # ---- 16 bits
@@ -304,6 +305,34 @@ def dequantize_groups(q: Tensor, scale_and_zero: Tensor) -> Tensor:
     return floats.flatten(1)
 
 
+def _pack_nibbles(q: Tensor) -> Tensor:
+    """Numbers (N, K) in [0, 15] as bytes (N, K / 2)."""
+    return (q[:, ::2] * 16 + q[:, 1::2]).to(torch.uint8)
+
+
+def _unpack_nibbles(packed: Tensor) -> Tensor:
+    """The numbers (N, K) of `_pack_nibbles`' bytes."""
+    return torch.stack((packed >> 4, packed & 15), dim=-1).flatten(1)
+
+
+class Int4Embedding(nn.Module):
+    """An embedding table with int4 rows: ids (...) -> (..., C) float32."""
+
+    def __init__(self, weight: Tensor) -> None:
+        """From a table (N, C) of any floating type."""
+        super().__init__()
+        # A large table at a time would need several times its own size on the way.
+        parts = [quantize_groups(part) for part in torch.split(weight, 4096)]
+        self.packed = torch.cat([_pack_nibbles(q) for q, _ in parts])  # (N, C / 2)
+        self.scale_and_zero = torch.cat([both for _, both in parts])  # (N, C / GROUP, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look ids (...) up."""
+        flat = ids.flatten()
+        rows = dequantize_groups(_unpack_nibbles(self.packed[flat]), self.scale_and_zero[flat])
+        return rows.view(*ids.shape, rows.shape[1])
+
+
 class Int4Linear(nn.Module):
     """A Linear with int4 weights in groups: x (..., K) float32 -> (..., N) float32."""
 
@@ -318,14 +347,14 @@ class Int4Linear(nn.Module):
             self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 2)
             self.scale_and_zero = scale_and_zero.transpose(0, 1).contiguous()  # (K / GROUP, N, 2)
         else:
-            self.packed = (q[:, ::2] * 16 + q[:, 1::2]).to(torch.uint8)  # (N, K / 2)
+            self.packed = _pack_nibbles(q)
             self.scale_and_zero = scale_and_zero
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K)."""
         if not self.fast:
-            q = torch.stack((self.packed >> 4, self.packed & 15), dim=-1).flatten(1)
-            return F.linear(x, dequantize_groups(q, self.scale_and_zero), self.bias)
+            weight = dequantize_groups(_unpack_nibbles(self.packed), self.scale_and_zero)
+            return F.linear(x, weight, self.bias)
         out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.reshape(-1, x.shape[-1]).bfloat16(), self.packed, GROUP, self.scale_and_zero
         )
@@ -401,9 +430,8 @@ def reduce(
         if isinstance(child, Head):
             made = _head(weight, scale, precision)
         elif isinstance(child, nn.Linear):
-            in_int8 = precision == "int4" and not name.endswith("c_proj")
-            kind = "int8" if in_int8 else precision
-            made = _linear(weight, scale, bias, kind)
+            suffers = precision == "int4" and name.startswith("transformer.h.0.")
+            made = _linear(weight, scale, bias, "int8" if suffers else precision)
         else:
             made = _table(weight, scale, precision)
         model.set_submodule(name, made)
@@ -440,6 +468,8 @@ def _linear(weight: Tensor, scale: Tensor | None, bias: Tensor | None, precision
 def _table(weight: Tensor, scale: Tensor | None, precision: str) -> nn.Module:
     if precision in FLOATS:
         return Embedding16(_floats(weight, scale).to(FLOATS[precision], copy=True))
+    if precision == "int4" and weight.numel() > BIG_TABLE and weight.shape[1] % GROUP == 0:
+        return Int4Embedding(_floats(weight, scale))
     return Int8Embedding(*_rows(weight, scale))
 
 

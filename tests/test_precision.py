@@ -260,7 +260,7 @@ def test_what_is_reduced_where():
         for name, module in gpt.named_modules():
             assert type(module) not in (torch.nn.Linear, torch.nn.Embedding) or name.endswith("wpe")
             if name.startswith("transformer.h.") and ".c_" in name:
-                in_int8 = precision == "int4" and not name.endswith("c_proj")
+                in_int8 = precision == "int4" and ".h.0." in name
                 assert type(module) is (Int8Linear if in_int8 else kind), name
         table = Embedding16 if kind is Linear16 else Int8Embedding
         assert type(gpt.transformer.wte) is table
@@ -271,6 +271,19 @@ def test_what_is_reduced_where():
             assert fine.transformer.h[0].mlp.c_fc.weight.dtype == many
             assert gpt.transformer.h[0].mlp.c_fc.weight.dtype == getattr(torch, precision)
         assert all(type(table) is torch.nn.Embedding for table in fine.transformer.wtes)
+
+
+def test_a_big_table_is_int4_in_int4(monkeypatch):
+    gpt, _ = models()
+    table = gpt.transformer.wte.weight.clone()
+    monkeypatch.setattr(room, "BIG_TABLE", table.numel() - 1)
+    wte = reduced(gpt, "int4").transformer.wte
+    assert type(wte) is room.Int4Embedding
+    ids = torch.randint(len(table), (2, 7))
+    q, scale_and_zero = room.quantize_groups(table)
+    assert torch.equal(wte(ids), room.dequantize_groups(q, scale_and_zero)[ids])
+    step = scale_and_zero[..., :1].float().amax()
+    assert (wte(ids) - table[ids]).abs().max() < step
 
 
 @pytest.mark.parametrize("precision", REDUCED)
