@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .kernels.checks import interpreted
 from .kernels.layer import Layer, decode_layer
 from .kernels.linear import Matrix, Norm, _linear_kernel, norm_linear
+from .kernels.step import choose_tokens, embed_tokens
 from .model import GPT, Block, KVCache
 
 
@@ -18,26 +19,32 @@ def runs_in_interpreter() -> bool:
 class FusedGPT:
     """The parameters of a `GPT` as the kernels take them; the tensors are the model's own."""
 
+    choose = staticmethod(choose_tokens)
+
     def __init__(self, model: GPT) -> None:
         self.transformer = model.transformer
         self.head = model.lm_head
         self.norm_f = _norm(model.transformer.ln_f)
         self.layers = [_layer(block) for block in model.transformer.h]
 
-    def decode_one(self, tokens: Tensor, cache: KVCache, lengths: Tensor, *, head: slice) -> Tensor:
+    def decode_one(
+        self, tokens: Tensor, cache: KVCache, lengths: Tensor, index: Tensor, *, head: slice
+    ) -> Tensor:
         """Append one token to every row of the cache and give the logits that follow.
 
         Args:
             tokens: (B,) int64, the newest token of each row.
             cache: its buffers get one position more per row.
-            lengths: (B,) int32 on the device: how much each row holds with the new position.
+            lengths: (B,) int32 on the device: how much each row holds; 1 is added.
+            index: (1,) int64 on the device: the steps begun; 1 is added.
             head: the output ids wanted.
 
         Returns:
             (B, V) float32 logits of the ids in `head`.
         """
-        positions = self.transformer.wpe.weight[lengths.long() - 1]
-        x = self.transformer.wte(tokens).float() + positions.float()  # (B, C)
+        wte, wpe = self.transformer.wte.weight, self.transformer.wpe.weight
+        assert isinstance(wte, Tensor)
+        x = embed_tokens(tokens, wte, wpe, lengths, index)  # (B, C)
         for layer, kv in zip(self.layers, cache.kv, strict=True):
             decode_layer(x, layer, kv, lengths)
         return norm_linear(x, self.norm_f, _matrix(self.head, head))

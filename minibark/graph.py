@@ -249,22 +249,28 @@ class GraphDecoder(Decoder):
     def _logits(self, head: slice) -> Tensor:
         """Append `token` to every row; logits (B, V) of the ids in `head`."""
         if self._fused is not None:
-            self.cache.grow()
             lengths = self.cache.device_lengths
-            return self._fused.decode_one(self.token, self.cache, lengths, head=head)
+            return self._fused.decode_one(self.token, self.cache, lengths, self.index, head=head)
+        self.index.add_(1)
         # The model asks the lengths that the host knows only whether there is room.
         return self.model.decode_one(self.token, self.cache, head=head)
 
     def _step(self, head: slice, sampling: Sampling) -> None:
         """One step, from `token` to `token`; what is recorded."""
-        probs = probabilities(self._logits(head), sampling)
-        scores = probs
-        if not sampling.greedy:
-            scores = probs / self._noise(probs.shape[1]).index_select(0, self.index)[0]
+        logits = self._logits(head)
+        noise = None if sampling.greedy else self._noise(logits.shape[1])
+        if self._fused is not None and not (sampling.top_k or sampling.top_p):
+            temperature = sampling.temperature or 1.0
+            results = (self.index, self.token, self.tokens, self.last_p)
+            self._fused.choose(logits, noise, temperature, head.start, *results)
+            return
+        probs = scores = probabilities(logits, sampling)
+        step = self.index - 1
+        if noise is not None:
+            scores = probs / noise.index_select(0, step)[0]
         self.token.copy_(scores.argmax(-1) + head.start)
-        self.tokens.index_copy_(0, self.index, self.token[None])
-        self.last_p.index_copy_(0, self.index, probs[None, :, -1])
-        self.index.add_(1)
+        self.tokens.index_copy_(0, step, self.token[None])
+        self.last_p.index_copy_(0, step, probs[None, :, -1])
 
     def _recorded(self, head: slice, sampling: Sampling, n_keys: int) -> Callable[[], None]:
         """A recorded step, which is recorded now if it has not been."""
@@ -306,11 +312,12 @@ class GraphDecoder(Decoder):
 
     def _check_kernels(self, head: slice) -> None:
         """Refuse kernels that on this GPU do not give what plain torch gives."""
-        lengths = self.cache.device_lengths.clone()
+        lengths, index = self.cache.device_lengths.clone(), self.index.clone()
         ours = self._logits(head)
         self.cache.device_lengths.copy_(lengths)
         theirs = self.model.decode_one(self.token, self.cache, head=head)
         self.cache.device_lengths.copy_(lengths)
+        self.index.copy_(index)
         error = float((ours - theirs).abs().max() / theirs.abs().max())
         if not error <= _TOLERANCES[self.dtype]:
             raise BackendError(
