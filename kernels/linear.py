@@ -8,8 +8,8 @@
     LN(x) = (x - mean x) / sqrt(var x + eps) * g + d
 
 W may be int8 with a scale for each n. With one row a product is bound by reading W: a program takes
-BLOCK_N whole rows of W in one tile, asked for before the kernel in front has ended where the GPU can
-do that (programmatic dependent launch), and multiplies and sums in float32. More rows, 16 at a
+BLOCK_N whole rows of W in one tile, asked for before the kernel in front has ended where the GPU
+can do that (programmatic dependent launch), and multiplies and sums in float32. More rows, 16 at a
 time, go through the tensor cores.
 
 Source: Ba et al. 2016 (LayerNorm); Hendrycks and Gimpel 2016 (GELU).
@@ -61,7 +61,7 @@ class Matrix(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A LayerNorm's parameters: weight (K,), bias (K,) or None, and what is added to the variance."""
+    """A LayerNorm's parameters: weight (K,), bias (K,) or None, what is added to the variance."""
 
     weight: Tensor
     bias: Tensor | None
@@ -298,7 +298,9 @@ def _batched_linear_kernel(
         acc = tl.dot(x.to(PRODUCT_TYPE), w.to(PRODUCT_TYPE), acc, input_precision="ieee")
     y = _finished(acc, n[None, :], N, scale_ptr, bias_ptr, INT8, BIAS, GELU)
     _stored(
-        y, b[:, None] + tl.zeros((1, BLOCK_N), tl.int32), n[None, :] + tl.zeros((ROWS, 1), tl.int32),
+        y,
+        b[:, None] + tl.zeros((1, BLOCK_N), tl.int32),
+        n[None, :] + tl.zeros((ROWS, 1), tl.int32),
         (b[:, None] < B) & (n[None, :] < N), N, out_ptr, kv_ptr, lengths_ptr,
         stride_kv, stride_b, stride_h, stride_t, H, T, D, APPEND, ADD,
     )  # fmt: skip
@@ -342,7 +344,7 @@ def norm_qkv(x: Tensor, norm: Norm, matrix: Matrix, kv: Tensor, lengths: Tensor)
 
     Raises:
         TypeError: dtypes that the kernel does not take.
-        ValueError: shapes that do not fit, lengths out of range, or tensors that are not on the GPU.
+        ValueError: shapes that do not fit, lengths out of range, tensors that are not on the GPU.
     """
     if kv.dim() != 5 or kv.shape[:2] != (2, len(x)) or kv.stride(4) != 1:
         raise ValueError(

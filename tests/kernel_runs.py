@@ -5,6 +5,7 @@ The interpreter takes some milliseconds per tile, so that the sizes of its tests
 
 import contextlib
 import multiprocessing
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 
@@ -120,3 +121,14 @@ def compile_for_nvidia(
     assert compiled.asm["cubin"]
     assert compiled.metadata.shared <= 99 * 1024  # what all GPUs since 8.0 give one program
     return compiled
+
+
+def loads_before_the_wait(compiled: CompiledKernel) -> list[str]:
+    """The loads that a kernel asks for while the one in front may still run."""
+    ptx = compiled.asm["ptx"]
+    assert ptx.count("griddepcontrol.wait") == ptx.count("griddepcontrol.launch_dependents") == 1
+    before, after = ptx.split("griddepcontrol.wait")
+    assert "griddepcontrol" not in before  # others may start when this one need not wait any more
+    assert not re.search(r"\b(st|red|atom)\.(global|async)", before)
+    assert "ld.global" in after
+    return re.findall(r"ld\.global\.\S+", before)

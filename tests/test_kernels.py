@@ -28,6 +28,7 @@ from kernel_runs import (
     compile_for_nvidia,
     empty_is_nan,
     gpu,
+    loads_before_the_wait,
     skip_if_interpreted,
     skip_unless_native,
 )
@@ -357,4 +358,7 @@ def test_kernels_compile_for_nvidia(monkeypatch, tmp_path, dtype, capability, on
         (decode_file._decode_attention_kernel, None, 4),
         (decode_file._decode_attention_combine_kernel, None, 4),
     ):
-        compile_for_nvidia(kernel, kinds, constants | {"BLOCK_K": block}, capability, warps, 2)
+        these = constants | {"BLOCK_K": block}
+        compiled = compile_for_nvidia(kernel, kinds, these, capability, warps, 2)
+        if constants["PDL"] and "PDL" in kernel.arg_names:
+            assert not loads_before_the_wait(compiled)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -27,24 +28,23 @@ from kernel_runs import (
     LENGTHS,
     POINTERS,
     T_MAX,
-    Run,
     assert_close,
     compile_for_nvidia,
     empty_is_nan,
     gpu,
-    skip_if_interpreted,
+    loads_before_the_wait,
     skip_unless_native,
 )
+from triton.compiler import CompiledKernel
 
 from minibark.config import GPTConfig
-from minibark.fused import FusedGPT, _layer
+from minibark.fused import _layer
 from minibark.kernels import checks
 from minibark.kernels import decode_attention as decode_file
 from minibark.kernels import linear as linear_file
 from minibark.kernels.decode_attention import Splits, decode_attention_ref, decode_attention_splits
 from minibark.kernels.layer import Layer, decode_layer, decode_layer_ref
 from minibark.kernels.linear import (
-    FEW_OUTPUTS,
     TILE_SIZE,
     Matrix,
     Norm,
@@ -58,7 +58,7 @@ from minibark.kernels.linear import (
     norm_qkv,
     norm_qkv_ref,
 )
-from minibark.model import GPT, Block, KVCache
+from minibark.model import Block, KVCache
 from minibark.precision import quantize_rows
 
 DTYPES = (F32, F16, BF16, INT8)
@@ -92,9 +92,9 @@ def make_matrix(
     return Matrix(weight.to(dtype), None, None if shift is None else shift.to(dtype))
 
 
-def rounded_to(dtype: torch.dtype, n_rows: int) -> torch.dtype:
-    """What a product's factors are rounded to: one row is multiplied in float32."""
-    if n_rows == 1:
+def rounded_to(dtype: torch.dtype, x: Tensor) -> torch.dtype:
+    """What the factors of x and weights are rounded to: nothing if interpreted or with one row."""
+    if len(x) == 1 or not x.is_cuda:
         return F32
     return BF16 if dtype == INT8 else dtype
 
@@ -121,7 +121,7 @@ def check_norm_linear(
         out = norm_linear(x, norm, matrix, gelu=gelu)
     assert out.dtype == F32
     expected = norm_linear_ref(x, norm, matrix, gelu=gelu)
-    assert_close(out, expected, dtype=rounded_to(dtype, n_rows))
+    assert_close(out, expected, dtype=rounded_to(dtype, x))
     assert torch.equal(x, before)
 
 
@@ -133,9 +133,7 @@ def test_norm_linear_at_each_number_of_outputs(run, n_out, n_rows):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n_rows", [1, 3, 17])
-def test_norm_linear_dtypes(run, request, n_rows, dtype):
-    if n_rows > 1:
-        skip_if_interpreted(request, dtype)
+def test_norm_linear_dtypes(run, n_rows, dtype):
     run(check_norm_linear, n_rows, 100, 192, dtype)
 
 
@@ -217,7 +215,7 @@ def check_norm_qkv(
     clamped = given.clamp(1, t_max)
     expected_kv = torch.full_like(kv, math.nan)
     expected_q = norm_qkv_ref(x, norm, matrix, expected_kv, clamped)
-    tolerance = rounded_to(dtype, n_rows) if cache_dtype == F32 else cache_dtype
+    tolerance = rounded_to(dtype, x) if cache_dtype == F32 else cache_dtype
     assert_close(q, expected_q, dtype=tolerance)
     for b, length in enumerate(clamped.tolist()):
         new = (slice(None), b, slice(None), length - 1)
@@ -245,9 +243,7 @@ def test_norm_qkv_of_more_rows_than_one_tile(run):
 @pytest.mark.parametrize(
     ("dtype", "cache_dtype"), [(F16, F16), (BF16, BF16), (INT8, F32), (INT8, BF16)]
 )
-def test_norm_qkv_dtypes(run, request, dtype, cache_dtype, lengths):
-    if len(lengths) > 1:
-        skip_if_interpreted(request, dtype)
+def test_norm_qkv_dtypes(run, dtype, cache_dtype, lengths):
     run(check_norm_qkv, lengths, 4, 16, dtype, cache_dtype)
 
 
@@ -289,7 +285,7 @@ def check_linear_residual(
     expected = residual.clone()
     linear_residual_ref(x, matrix, expected)
     linear_residual(x, matrix, residual)
-    assert_close(residual, expected, dtype=rounded_to(dtype, n_rows))
+    assert_close(residual, expected, dtype=rounded_to(dtype, x))
     assert memory[[0, -1]].isnan().all()
 
 
@@ -304,9 +300,7 @@ def test_linear_residual_at_each_number_of_outputs(run, n_out, n_rows):
     ("dtype", "x_dtype"),
     [(F32, F32), (F16, F16), (BF16, BF16), (INT8, F32), (INT8, BF16), (BF16, F32), (F16, BF16)],
 )
-def test_linear_residual_dtypes(run, request, dtype, x_dtype, n_rows):
-    if n_rows > 1:
-        skip_if_interpreted(request, dtype)
+def test_linear_residual_dtypes(run, dtype, x_dtype, n_rows):
     run(check_linear_residual, n_rows, 100, 192, dtype, x_dtype)
 
 
@@ -416,7 +410,7 @@ def check_decode_layer(
     decode_layer_ref(expected, layer, expected_kv, given)
     with empty_is_nan():
         decode_layer(x, layer, kv, given)
-    tolerance = rounded_to(dtype, len(lengths)) if cache_dtype == F32 else cache_dtype
+    tolerance = rounded_to(dtype, x) if cache_dtype == F32 else cache_dtype
     assert_close(x, expected, IN_A_ROW, tolerance)
     for b, length in enumerate(lengths):
         new = (slice(None), b, slice(None), length - 1)
@@ -452,9 +446,7 @@ def test_decode_layer_over_rows_of_different_lengths(run, n_head, head_size):
 @pytest.mark.parametrize(
     ("dtype", "cache_dtype"), [(F16, F16), (BF16, BF16), (INT8, F32), (INT8, BF16)]
 )
-def test_decode_layer_dtypes(run, request, dtype, cache_dtype, lengths):
-    if len(lengths) > 1:
-        skip_if_interpreted(request, dtype)
+def test_decode_layer_dtypes(run, dtype, cache_dtype, lengths):
     run(check_decode_layer, lengths, 4, 16, dtype, cache_dtype, dtype != F16)
 
 
@@ -488,31 +480,230 @@ def test_decode_layer_is_the_model_s_own(run, lengths, n_head, bias):
     run(check_block, lengths, n_head, bias)
 
 
-def check_fused_gpt(device: torch.device, lengths: list[int]) -> None:
-    """Whole steps of a model: tables, two layers and part of the head."""
-    config = GPTConfig(
-        block_size=80, input_vocab_size=50, output_vocab_size=70, n_layer=2, n_head=4, n_embd=64
+# ---- tiles and compilation
+
+
+def products(n_embd: int) -> dict[str, tuple[int, int, dict[str, int]]]:
+    """N, K and what is fused, of the four products of a layer in a checkpoint as released."""
+    n_splits = {768: 11, 1024: 8}[n_embd]
+    return {
+        "qkv": (3 * n_embd, n_embd, {"NORM": True, "APPEND": True}),
+        "proj": (n_embd, n_embd, {"ADD": True, "N_SPLITS": n_splits}),
+        "fc": (4 * n_embd, n_embd, {"NORM": True, "GELU": True}),
+        "out": (n_embd, 4 * n_embd, {"ADD": True}),
+    }
+
+
+def test_choose_tile():
+    sizes = [product[:2] for n_embd in (768, 1024) for product in products(n_embd).values()]
+    tiles = [(8, 1024), (4, 1024), (8, 1024), (2, 4096)]
+    assert [choose_tile(*size) for size in sizes] == 2 * tiles
+    heads = [(n, n_embd) for n in (1024, 10_001) for n_embd in (768, 1024)]
+    others = [(n, k) for n in LENGTHS for k in (16, 48, 1040, TILE_SIZE, TILE_SIZE + 16)]
+    for n_out, n_in in sizes + heads + others:
+        block_n, block_k = choose_tile(n_out, n_in)
+        assert block_k >= n_in > block_k // 2
+        assert block_n * block_k <= TILE_SIZE or block_n == 1
+        assert block_n & (block_n - 1) == block_k & (block_k - 1) == 0
+        if block_n > 1:  # not less than there is room for
+            assert block_n * block_k >= TILE_SIZE // 2
+    # Every output belongs to one program, and each of 132 processors has at least one.
+    for n_out, n_in in sizes:
+        block_n, _ = choose_tile(n_out, n_in)
+        assert n_out % block_n == 0
+        assert n_out // block_n >= 132
+
+
+def compile_linear(
+    kernel: triton.JITFunction,
+    n_embd: int,
+    product: str,
+    dtype: torch.dtype,
+    capability: int,
+    bias: bool,
+) -> CompiledKernel:
+    n_out, n_in, flags = products(n_embd)[product]
+    block_n, block_k = choose_tile(n_out, n_in)
+    others = POINTERS[BF16 if dtype == INT8 else dtype]
+    kinds = {name: "*fp32" for name in kernel.arg_names if name.endswith("_ptr")} | {"eps": "fp32"}
+    kinds |= dict.fromkeys(("norm_weight_ptr", "norm_bias_ptr", "bias_ptr", "kv_ptr"), others)
+    kinds |= {"weight_ptr": POINTERS[dtype], "lengths_ptr": "*i32"}
+    if product == "qkv":
+        kinds["out_ptr"] = others
+    constants = dict.fromkeys(("NORM", "APPEND", "ADD", "GELU", "N_SPLITS"), 0) | flags
+    constants |= {"K": n_in, "H": n_embd // 64, "T": T_MAX, "D": 64}
+    constants |= {"NORM_BIAS": bias, "BIAS": bias, "INT8": dtype == INT8}
+    constants |= {"BLOCK_N": block_n, "BLOCK_K": block_k}
+    constants["PDL"] = capability >= 90 and checks.gdc_wait is not None
+    if kernel is linear_file._batched_linear_kernel:
+        constants |= {"BLOCK_N": linear_file.BATCH_BLOCK_N, "BLOCK_K": linear_file.BATCH_BLOCK_K}
+        constants["ROWS"] = linear_file.ROWS
+        product_type = {F32: tl.float32, F16: tl.float16}.get(dtype, tl.bfloat16)
+        constants["PRODUCT_TYPE"] = product_type
+    return compile_for_nvidia(kernel, kinds, constants, capability, 4, 3)
+
+
+def assert_nothing_is_spilled(compiled: CompiledKernel, path: Path) -> None:
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not cuobjdump.exists():
+        return
+    path.write_bytes(compiled.asm["cubin"])
+    usage = subprocess.run(
+        [cuobjdump, "-res-usage", path], capture_output=True, text=True, check=True
     )
-    torch.manual_seed(0)
-    model = GPT(config).to(device).requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.mul_(5 if parameter.dim() == 2 else 1)
-    cache = KVCache(config, len(lengths), device=device, dtype=F32)
-    cache.lengths = list(lengths)
-    twin = KVCache(config, len(lengths), device=device, dtype=F32)
-    for kv, copy in zip(cache.kv, twin.kv, strict=True):
-        copy.copy_(kv.normal_())
-    fused, head = FusedGPT(model), slice(10, 67)
-    for step in range(1, 4):
-        tokens = torch.arange(len(lengths), device=device) + step
-        given = torch.tensor([n + step for n in lengths], dtype=torch.int32, device=device)
-        ours = fused.decode_one(tokens, twin, given, head=head)
-        assert_close(ours, model.decode_one(tokens, cache, head=head), IN_A_ROW)
+    assert re.search(r"\bSTACK:0\b.*\bLOCAL:0\b", usage.stdout + usage.stderr)
 
 
-@pytest.mark.parametrize("lengths", [[62], [0, 63, 17]])
-def test_fused_gpt_is_the_model(run, lengths):
-    run(check_fused_gpt, lengths)
+COMPILED = [(90, 768, BF16), (90, 768, F32), (90, 768, INT8), (90, 1024, BF16), (90, 1024, F32)]
+COMPILED += [(90, 1024, INT8), (90, 768, F16), (80, 1024, BF16), (80, 768, INT8)]
+
+
+@pytest.mark.parametrize(("capability", "n_embd", "dtype"), COMPILED)
+def test_one_row_kernels_compile(monkeypatch, tmp_path, capability, n_embd, dtype):
+    """All of a program's weights, and nothing else, are asked for before it waits."""
+    skip_unless_native()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for product, (n_out, n_in, _) in products(n_embd).items():
+        kernel, bias = linear_file._linear_kernel, dtype == F16
+        compiled = compile_linear(kernel, n_embd, product, dtype, capability, bias)
+        assert_nothing_is_spilled(compiled, tmp_path / "cubin")
+        if capability >= 90 and checks.gdc_wait is not None:
+            loads = loads_before_the_wait(compiled)
+            assert set(loads) == {"ld.global.v4.b32"}
+            n_threads, n_bytes = 4 * 32, 16
+            tile = math.prod(choose_tile(n_out, n_in)) * dtype.itemsize
+            assert len(loads) * n_bytes * n_threads == tile
+        else:
+            assert "griddepcontrol" not in compiled.asm["ptx"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "n_embd", "dtype"),
+    [(90, 1024, BF16), (90, 768, INT8), (90, 768, F32), (80, 768, BF16)],
+)
+def test_batched_kernels_compile(monkeypatch, tmp_path, capability, n_embd, dtype):
+    skip_unless_native()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for product in ("qkv", "fc", "out"):
+        kernel = linear_file._batched_linear_kernel
+        compiled = compile_linear(kernel, n_embd, product, dtype, capability, False)
+        assert_nothing_is_spilled(compiled, tmp_path / "cubin")
+        if dtype != F32:
+            assert re.search(r"\bw?g?mma\S*sync", compiled.asm["ptx"])  # tensor cores
+        if capability >= 90 and checks.gdc_wait is not None:
+            assert not loads_before_the_wait(compiled)
+
+
+# ---- on a GPU
+
+
+class Recorded:
+    """Some layers in a CUDA graph, from `start` to `x`."""
+
+    def __init__(
+        self, device: torch.device, n_rows: int, n_head: int, dtype: torch.dtype, n_layer: int
+    ) -> None:
+        rng = make_rng(device)
+        n_embd = n_head * 64
+        self.layers = [make_layer(rng, n_embd, dtype) for _ in range(n_layer)]
+        shape = (2, n_rows, n_head, T_MAX, 64)
+        cache_dtype = BF16 if dtype == INT8 else dtype
+        self.kvs = [randn(rng, *shape, dtype=cache_dtype) for _ in range(n_layer)]
+        self.start, self.x = randn(rng, n_rows, n_embd), randn(rng, n_rows, n_embd)
+        self.lengths = torch.ones(n_rows, dtype=torch.int32, device=device)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # compiles
+            self.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.step()
+
+    def step(self) -> None:
+        self.x.copy_(self.start)
+        for layer, kv in zip(self.layers, self.kvs, strict=True):
+            decode_layer(self.x, layer, kv, self.lengths)
+
+    def expected(self) -> Tensor:
+        x = self.start.clone()
+        for layer, kv in zip(self.layers, self.kvs, strict=True):
+            decode_layer_ref(x, layer, kv.clone(), self.lengths)
+        return x
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_layers_in_a_cuda_graph_at_growing_lengths(n_rows, dtype):
+    recorded = Recorded(gpu(), n_rows, 12, dtype, 2)
+    for length in LENGTHS:
+        lengths = [length, 1, T_MAX][:n_rows]
+        recorded.lengths.copy_(torch.tensor(lengths))
+        expected = recorded.expected()
+        recorded.graph.replay()
+        cache_dtype = recorded.kvs[0].dtype
+        assert_close(recorded.x, expected, 2 * IN_A_ROW, cache_dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n_head", [12, 16])
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_two_hundred_replays_give_the_same_bits(n_rows, n_head):
+    """Two inputs in turn, so that whoever reads too early reads what is wrong."""
+    recorded = Recorded(gpu(), n_rows, n_head, BF16, 12)
+    recorded.lengths.fill_(900)
+    starts = torch.stack((recorded.start, -2 * recorded.start + 1))
+    outs = torch.empty((200, *recorded.x.shape), device=recorded.x.device)
+    for i in range(200):
+        recorded.start.copy_(starts[i % 2])
+        recorded.graph.replay()
+        outs[i] = recorded.x
+    for first in (0, 1):
+        assert (outs[first::2] == outs[first]).all()
+    assert not torch.equal(outs[0], outs[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_dependent_launch_changes_no_bits(monkeypatch, n_rows):
+    device = gpu()
+    if not checks.dependent_launch(device)["PDL"]:
+        pytest.skip("no dependent launch here")
+    ahead = Recorded(device, n_rows, 12, BF16, 12)
+    for module in (linear_file, decode_file):
+        monkeypatch.setattr(module, "dependent_launch", lambda device: {"PDL": False})
+    behind = Recorded(device, n_rows, 12, BF16, 12)
+    for _ in range(20):
+        for recorded in (ahead, behind):
+            recorded.lengths.fill_(900)
+            recorded.graph.replay()
+        assert torch.equal(ahead.x, behind.x)
+
+
+def run_all_kernels() -> None:
+    """What `compute-sanitizer` watches."""
+    device = torch.device("cuda")
+    for lengths in ([1], [257], [1000, 1, 64]):
+        for dtype in (BF16, INT8):
+            check_decode_layer(device, lengths, 4, 40, dtype, BF16)
+        check_norm_qkv(device, [*lengths[1:], 2000], 4, 16, F32, F32, "part of more", True, 100)
+
+
+@pytest.mark.gpu
+def test_compute_sanitizer_finds_nothing():
+    gpu()
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("no compute-sanitizer")
+    code = "import test_linear_kernels; test_linear_kernels.run_all_kernels()"
+    # Each tensor gets memory of its own, so that what lies behind it is nobody's.
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    command = [sanitizer, "--report-api-errors", "no", "--error-exitcode", "9"]
+    command += [sys.executable, "-c", code]
+    here = Path(__file__).parent
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 # ---- errors
