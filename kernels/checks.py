@@ -13,8 +13,8 @@ DTYPES = (float32, float16, bfloat16)
 
 # Programmatic dependent launch: a kernel starts while the one in front still runs, and waits for
 # its results in its own code. Kernels name these two only where `dependent_launch` says PDL.
-gdc_wait = getattr(tl.extra.cuda, "gdc_wait", None)
-gdc_launch_dependents = getattr(tl.extra.cuda, "gdc_launch_dependents", None)
+gdc_wait: Any = getattr(tl.extra.cuda, "gdc_wait", None)
+gdc_launch_dependents: Any = getattr(tl.extra.cuda, "gdc_launch_dependents", None)
 
 
 def interpreted(kernel: object) -> bool:

@@ -249,9 +249,7 @@ def decode_attention_ref(
     return torch.stack(rows).to(q.dtype)
 
 
-def _lengths(
-    lengths: Sequence[int] | Tensor, q: Tensor, n_positions: int
-) -> tuple[Tensor, int]:
+def _lengths(lengths: Sequence[int] | Tensor, q: Tensor, n_positions: int) -> tuple[Tensor, int]:
     """Return the lengths as (B,) int32 on the device of q, and the longest that is possible."""
     if isinstance(lengths, Tensor):
         check_positions(lengths, q, n_positions)

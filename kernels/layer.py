@@ -51,7 +51,7 @@ def decode_layer(x: Tensor, layer: Layer, kv: Tensor, lengths: Tensor) -> None:
 
     Raises:
         TypeError: dtypes that the kernels do not take.
-        ValueError: shapes that do not fit, lengths out of range, or tensors that are not on the GPU.
+        ValueError: shapes that do not fit, lengths out of range, tensors that are not on the GPU.
     """
     q = norm_qkv(x, layer.norm_1, layer.qkv, kv, lengths)
     if len(x) == 1:

@@ -8,8 +8,8 @@
     LN(x) = (x - mean x) / sqrt(var x + eps) * g + d
 
 W may be int8 with a scale for each n. With one row a product is bound by reading W: a program takes
-BLOCK_N whole rows of W in one tile, asked for before the kernel in front has ended where the GPU can
-do that (programmatic dependent launch), and multiplies and sums in float32. More rows, 16 at a
+BLOCK_N whole rows of W in one tile, asked for before the kernel in front has ended where the GPU
+can do that (programmatic dependent launch), and multiplies and sums in float32. More rows, 16 at a
 time, go through the tensor cores.
 
 Source: Ba et al. 2016 (LayerNorm); Hendrycks and Gimpel 2016 (GELU).
@@ -61,7 +61,7 @@ class Matrix(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A LayerNorm's parameters: weight (K,), bias (K,) or None, and what is added to the variance."""
+    """A LayerNorm's parameters: weight (K,), bias (K,) or None, what is added to the variance."""
 
     weight: Tensor
     bias: Tensor | None
@@ -69,7 +69,9 @@ class Norm(NamedTuple):
 
 
 @triton.jit
-def _normalized(x, k, K: tl.constexpr, norm_weight_ptr, norm_bias_ptr, eps, NORM_BIAS: tl.constexpr):
+def _normalized(
+    x, k, K: tl.constexpr, norm_weight_ptr, norm_bias_ptr, eps, NORM_BIAS: tl.constexpr
+):
     """LayerNorm of one row x (BLOCK_K,) whose places from K on are 0."""
     inside = k < K
     mean = tl.sum(x, axis=0) / K
@@ -296,7 +298,9 @@ def _batched_linear_kernel(
         acc = tl.dot(x.to(PRODUCT_TYPE), w.to(PRODUCT_TYPE), acc, input_precision="ieee")
     y = _finished(acc, n[None, :], N, scale_ptr, bias_ptr, INT8, BIAS, GELU)
     _stored(
-        y, b[:, None] + tl.zeros((1, BLOCK_N), tl.int32), n[None, :] + tl.zeros((ROWS, 1), tl.int32),
+        y,
+        b[:, None] + tl.zeros((1, BLOCK_N), tl.int32),
+        n[None, :] + tl.zeros((ROWS, 1), tl.int32),
         (b[:, None] < B) & (n[None, :] < N), N, out_ptr, kv_ptr, lengths_ptr,
         stride_kv, stride_b, stride_h, stride_t, H, T, D, APPEND, ADD,
     )  # fmt: skip
@@ -340,7 +344,7 @@ def norm_qkv(x: Tensor, norm: Norm, matrix: Matrix, kv: Tensor, lengths: Tensor)
 
     Raises:
         TypeError: dtypes that the kernel does not take.
-        ValueError: shapes that do not fit, lengths out of range, or tensors that are not on the GPU.
+        ValueError: shapes that do not fit, lengths out of range, tensors that are not on the GPU.
     """
     if kv.dim() != 5 or kv.shape[:2] != (2, len(x)) or kv.stride(4) != 1:
         raise ValueError(
@@ -392,12 +396,7 @@ def combine_residual(splits: Splits, matrix: Matrix, residual: Tensor) -> None:
         ValueError: more than one row, shapes that do not fit, or tensors that are not on the GPU.
     """
     _check_residual(residual, 1, matrix)
-    n_heads, _, head_size = splits.acc.shape
-    if n_heads * head_size != matrix.weight.shape[1]:
-        raise ValueError(
-            f"the splits of one row must have {matrix.weight.shape[1]} columns, got {n_heads} heads "
-            f"of {head_size}"
-        )
+    _check_splits(splits, matrix)
     _launch(None, None, splits, matrix, residual, None, None, gelu=False, add=True)
 
 
@@ -410,6 +409,34 @@ def _check_residual(residual: Tensor, n_rows: int, matrix: Matrix) -> None:
             f"the residual must be {expected} and contiguous, got {tuple(residual.shape)} with "
             f"strides {residual.stride()}"
         )
+    if residual.device != matrix.weight.device:
+        raise ValueError(f"the residual must be on {matrix.weight.device}, got {residual.device}")
+
+
+def _check_splits(splits: Splits, matrix: Matrix) -> None:
+    acc, n_columns = splits.acc, matrix.weight.shape[-1]
+    if acc.dim() != 3 or not acc.is_contiguous():
+        raise ValueError(
+            f"the splits' acc must be (H, n_splits, D) and contiguous, got {tuple(acc.shape)} with "
+            f"strides {acc.stride()}"
+        )
+    n_heads, n_splits, head_size = acc.shape
+    if n_heads * head_size != n_columns:
+        raise ValueError(
+            f"the splits of one row must have {n_columns} columns, got {n_heads} heads of "
+            f"{head_size}"
+        )
+    for part in splits[:2]:
+        if part.shape != (n_heads, n_splits) or not part.is_contiguous():
+            raise ValueError(
+                f"the splits' max and sum must be ({n_heads}, {n_splits}) and contiguous, got "
+                f"{tuple(part.shape)} with strides {part.stride()}"
+            )
+    for part in splits:
+        if part.dtype != torch.float32:
+            raise TypeError(f"the splits must be float32, got {part.dtype}")
+        if part.device != matrix.weight.device:
+            raise ValueError(f"the splits must be on {matrix.weight.device}, got {part.device}")
 
 
 def _check(x: Tensor, norm: Norm | None, matrix: Matrix) -> None:
@@ -467,10 +494,10 @@ def _launch(
 ) -> None:
     """Check what all wrappers share, choose the tiles and run the kernel."""
     weight, scale, bias = matrix
-    n_out, n_in = weight.shape
-    given = splits.acc.view(1, -1)[:, :n_in] if splits is not None else x
+    given = splits.acc.view(1, -1)[:, : weight.shape[-1]] if splits is not None else x
     assert given is not None
     _check(given, norm, matrix)
+    n_out, n_in = weight.shape
     unused = weight  # a pointer that is never followed
     n_head, n_positions, head_size = (1, 1, 1) if kv is None else kv.shape[2:]
     if splits is not None:

@@ -4,14 +4,10 @@ The interpreter takes some milliseconds per tile, so all lengths run at one dtyp
 (decoding) or one head (attention); other dtypes, head counts, batches and head sizes run at few.
 """
 
-import contextlib
 import importlib.util
 import math
-import multiprocessing
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -20,12 +16,26 @@ from torch import Tensor
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install triton (Linux)", allow_module_level=True)
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+import kernel_runs
+from kernel_runs import (
+    BF16,
+    F16,
+    F32,
+    LENGTHS,
+    POINTERS,
+    T_MAX,
+    assert_close,
+    compile_for_nvidia,
+    empty_is_nan,
+    gpu,
+    loads_before_the_wait,
+    skip_if_interpreted,
+    skip_unless_native,
+)
 
 from minibark import ops
 from minibark.kernels import attention as attention_file
+from minibark.kernels import checks
 from minibark.kernels import decode_attention as decode_file
 from minibark.kernels.attention import attention, attention_ref
 from minibark.kernels.decode_attention import (
@@ -35,61 +45,7 @@ from minibark.kernels.decode_attention import (
     decode_attention_ref,
 )
 
-LENGTHS = (1, 63, 64, 257, 887, 1023, 1024)
-T_MAX = 1024
-F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-TOLERANCES = {F32: (5e-6, 1e-5), F16: (1e-3, 2e-3), BF16: (8e-3, 1.6e-2)}  # (atol, rtol)
-Run = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Run]:
-    # Triton decides whether to interpret when it is imported, and in this process it may have been
-    # (transformers does so); a spawned process imports it, and this file, with the variable set.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            pool.submit(torch.set_num_threads, 1).result()
-        yield lambda check, *args: pool.submit(check, torch.device("cpu"), *args).result()
-
-
-@pytest.fixture(params=["interpreted", pytest.param("native", marks=pytest.mark.gpu)])
-def run(request: pytest.FixtureRequest) -> Run:
-    """Calls check(device, *args) where kernels run."""
-    if request.param == "interpreted":
-        interpret: Run = request.getfixturevalue("interpreter")
-        return interpret
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    skip_unless_native()
-    return lambda check, *args: check(torch.device("cuda"), *args)
-
-
-def skip_unless_native() -> None:
-    if not isinstance(attention_file._attention_kernel, triton.JITFunction):
-        pytest.skip("TRITON_INTERPRET is set")
-
-
-def skip_if_interpreted(request: pytest.FixtureRequest, dtype: torch.dtype) -> None:
-    if dtype == BF16 and request.node.callspec.params["run"] == "interpreted":
-        pytest.skip("the interpreter's tl.dot is wrong in bfloat16")
-
-
-@contextlib.contextmanager
-def empty_is_nan() -> Iterator[None]:
-    """Fill what torch.empty gives with NaN, so that reading an unwritten slot shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def assert_close(out: Tensor, expected: Tensor, sharpness: float = 1.0) -> None:
-    """Compare, with a tolerance that grows as the scores do, since their rounding error does."""
-    atol, rtol = TOLERANCES[expected.dtype]
-    torch.testing.assert_close(out, expected, atol=atol * sharpness, rtol=rtol * sharpness)
+interpreter, run = kernel_runs.interpreter, kernel_runs.run
 
 
 # ---- decode_attention
@@ -258,10 +214,7 @@ def check_graph(device: torch.device) -> None:
 
 @pytest.mark.gpu
 def test_decode_attention_in_a_cuda_graph():
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    skip_unless_native()
-    check_graph(torch.device("cuda"))
+    check_graph(gpu())
 
 
 # ---- attention
@@ -389,28 +342,23 @@ def test_importing_minibark_leaves_triton_alone():
     ],
 )
 def test_kernels_compile_for_nvidia(monkeypatch, tmp_path, dtype, capability, ones):
-    """Triton's own compiler needs no GPU; it makes a constant of an argument that is 1."""
+    """Triton makes a constant of an argument that is 1."""
     skip_unless_native()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    element = {F32: "*fp32", F16: "*fp16", BF16: "*bf16"}[dtype]
-    kinds = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), element)
+    kinds = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), POINTERS[dtype])
     kinds |= dict.fromkeys(("max_ptr", "sum_ptr", "acc_ptr"), "*fp32")
     kinds |= {"lengths_ptr": "*i32", "scale": "fp32"}
     block_q, block_k, num_warps = attention_file.choose_tiles(64 * dtype.itemsize)
-    tiles = {"CAUSAL": not ones, "BLOCK_Q": block_q, "BLOCK_K": block_k}
-    block_t = decode_file.TILE_SIZE // 64
-    n_splits = 1 if ones else 16
-    kernels = (
-        (attention_file._attention_kernel, tiles, num_warps),
-        (decode_file._decode_attention_kernel, {"BLOCK_T": block_t}, 4),
-        (decode_file._decode_attention_combine_kernel, {"BLOCK_SPLITS": n_splits}, 4),
-    )
-    for kernel, tiles, num_warps in kernels:
-        constants = {"D": 64, **tiles, **{name: 1 for name in ones if name in kernel.arg_names}}
-        signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
-        signature |= dict.fromkeys(constants, "constexpr")
-        source = ASTSource(kernel, signature, constants)
-        options = {"num_warps": num_warps, "num_stages": 2}
-        compiled = triton.compile(source, GPUTarget("cuda", capability, 32), options)
-        assert compiled.asm["cubin"]
-        assert compiled.metadata.shared <= 99 * 1024  # what all GPUs since 8.0 give one program
+    constants = {"D": 64, "BLOCK_D": 64, "CAUSAL": not ones, "BLOCK_Q": block_q}
+    constants |= {"BLOCK_T": decode_file.TILE_SIZE // 64, "BLOCK_SPLITS": 1 if ones else 16}
+    constants |= dict.fromkeys(ones, 1)
+    constants["PDL"] = capability >= 90 and checks.gdc_wait is not None
+    for kernel, block, warps in (
+        (attention_file._attention_kernel, block_k, num_warps),
+        (decode_file._decode_attention_kernel, None, 4),
+        (decode_file._decode_attention_combine_kernel, None, 4),
+    ):
+        these = constants | {"BLOCK_K": block}
+        compiled = compile_for_nvidia(kernel, kinds, these, capability, warps, 2)
+        if constants["PDL"] and "PDL" in kernel.arg_names:
+            assert not loads_before_the_wait(compiled)
