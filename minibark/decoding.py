@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from . import rowsum
 from .model import GPT, KVCache
 from .sampling import RandomStreams, Sampling, probabilities
 
@@ -80,10 +81,7 @@ class CachedDecoder(Decoder):
     def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
         """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
         if self.cache is None or len(self.cache.lengths) != len(prompts):
-            weight = self.model.transformer.wpe.weight
-            self.cache = KVCache(
-                self.model.config, len(prompts), device=weight.device, dtype=weight.dtype
-            )
+            self.cache = new_cache(self.model, len(prompts))
         return prefill_rows(self.model, prompts, self.cache, self.n_merged, head)
 
     def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
@@ -91,6 +89,14 @@ class CachedDecoder(Decoder):
         if self.cache is None:
             raise ValueError("decode_one needs a prefill first")
         return self.model.decode_one(tokens, self.cache, head=head)
+
+
+def new_cache(model: GPT, batch_size: int) -> KVCache:
+    """An empty cache, of the kind that is fastest for the model where it is."""
+    if rowsum.pays(model):
+        return rowsum.RowSumKVCache(model.config, batch_size)
+    weight = model.transformer.wpe.weight
+    return KVCache(model.config, batch_size, device=weight.device, dtype=weight.dtype)
 
 
 def prefill_rows(

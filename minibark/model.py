@@ -56,6 +56,15 @@ class KVCache:
                 buffer[:, row, :, length - 1] = kv[:, row]
         return buffer[0], buffer[1], lengths
 
+    def attend(self, layer: int, qkv: Tensor) -> Tensor:
+        """Append the newest position of each row and attend to its past; qkv is (3, B, H, D).
+
+        Returns:
+            (B, H, D).
+        """
+        y = ops.decode_attention(qkv[0].unsqueeze(2), *self.append(layer, qkv[1:]))
+        return y.squeeze(2)
+
 
 class Linear(nn.Linear):
     """x W^T + b, by the fastest product that this device has."""
@@ -95,8 +104,7 @@ class SelfAttention(nn.Module):
     def decode(self, x: Tensor, cache: KVCache, layer: int) -> Tensor:
         """Mix one new position per row, x (B, C), with the past in the cache."""
         qkv = self.c_attn(x).view(len(x), 3, self.n_head, -1).transpose(0, 1)  # (3, B, H, D)
-        y = ops.decode_attention(qkv[0].unsqueeze(2), *cache.append(layer, qkv[1:]))
-        out: Tensor = self.c_proj(y.view(x.shape))
+        out: Tensor = self.c_proj(cache.attend(layer, qkv).view(x.shape))
         return out
 
 

@@ -10,9 +10,11 @@ from random_bark import random_gpt, suno_twin
 from torch import Tensor
 
 from minibark import model as model_room
+from minibark import rowsum
 from minibark.config import FineGPTConfig, GPTConfig
 from minibark.decoding import CachedDecoder, UncachedDecoder
 from minibark.model import GPT, FineGPT, KVCache
+from minibark.rowsum import RowSumKVCache
 from minibark.weights import _hf_state, open_checkpoint
 
 ALL = slice(None)
@@ -39,6 +41,22 @@ def nan_cache(model: GPT, batch_size: int, dtype: torch.dtype = torch.float32) -
     for buffer in cache.kv:
         buffer.fill_(torch.nan)
     return cache
+
+
+@pytest.fixture(params=["plain", "row sums"])
+def new_cache(request, monkeypatch):
+    """Makes caches of either kind that hold NaN; chunks of keys are short, so that many are met."""
+    if request.param == "plain":
+        return nan_cache
+    monkeypatch.setattr(rowsum, "CHUNK", 8)
+
+    def make(model: GPT, batch_size: int) -> KVCache:
+        cache = RowSumKVCache(model.config, batch_size)
+        for buffer in (*cache.keys, *cache.values):
+            buffer.fill_(torch.nan)
+        return cache
+
+    return make
 
 
 def assert_close(ours: Tensor, theirs: Tensor, atol: float = 1e-4) -> None:
@@ -155,11 +173,11 @@ def test_no_position_sees_a_later_one():
 
 
 @pytest.mark.parametrize(("n_merged", "n_prompt"), [(0, 1), (0, 30), (10, 21), (10, 40)])
-def test_prefill_and_decode_equal_forward_at_every_step(n_merged, n_prompt):
+def test_prefill_and_decode_equal_forward_at_every_step(n_merged, n_prompt, new_cache):
     model = random_gpt(TINY)
     x = tokens(48 + n_merged)
     full = model(x[None], n_merged)[0]
-    cache = nan_cache(model, 1)
+    cache = new_cache(model, 1)
     logits = [model.prefill(x[:n_prompt], cache, 0, n_merged=n_merged, head=ALL)]
     for token in x[n_prompt:]:
         logits.append(model.decode_one(token[None], cache, head=ALL)[0])
@@ -167,8 +185,8 @@ def test_prefill_and_decode_equal_forward_at_every_step(n_merged, n_prompt):
     assert cache.lengths == [48]
 
 
-def test_a_used_cache_starts_over():
-    model, cache = random_gpt(TINY), nan_cache(random_gpt(TINY), 1)
+def test_a_used_cache_starts_over(new_cache):
+    model, cache = random_gpt(TINY), new_cache(random_gpt(TINY), 1)
     model.prefill(tokens(40), cache, 0, head=ALL)
     x = tokens(12)
     model.prefill(x[:10], cache, 0, head=ALL)
@@ -176,10 +194,10 @@ def test_a_used_cache_starts_over():
     assert_close(model.decode_one(x[11:], cache, head=ALL)[0], model(x[None])[0, -1], atol=1e-5)
 
 
-def test_rows_of_other_lengths_do_not_touch_each_other():
+def test_rows_of_other_lengths_do_not_touch_each_other(new_cache):
     model, lengths = random_gpt(TINY), [3, 30, 1, 12]
     sequences = [tokens(length + 10) for length in lengths]
-    cache = nan_cache(model, 4)
+    cache = new_cache(model, 4)
     for row, (x, n) in enumerate(zip(sequences, lengths, strict=True)):
         model.prefill(x[:n], cache, row, head=ALL)
     for step in range(10):
@@ -210,6 +228,22 @@ def test_decoders_follow_the_loop_contract(decoder):
                 seen = x[: len(x) + step]
                 assert_close(logits[row], model(seen[None], 4)[0, -1, head], atol=1e-5)
             logits = decode.decode_one(torch.stack([x[step] for x in sequences]), head)
+
+
+@pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="torch has no FBGEMM"
+)
+def test_wide_models_have_the_cache_that_is_summed_by_rows(monkeypatch):
+    model, x = random_gpt(TINY), tokens(30)
+    narrow, wide = CachedDecoder(model), CachedDecoder(model)
+    narrow.prefill([x[:20]], ALL)
+    monkeypatch.setattr(rowsum, "LEAST_EMBD", 32)
+    wide.prefill([x[:20]], ALL)
+    assert type(narrow.cache) is KVCache and type(wide.cache) is RowSumKVCache
+    for token in x[20:]:
+        logits = [decoder.decode_one(token[None], ALL) for decoder in (narrow, wide)]
+    assert_close(*logits, atol=1e-5)
+    assert not rowsum.pays(random_gpt(TINY).bfloat16())
 
 
 def test_decoding_needs_a_prefill():
