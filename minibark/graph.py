@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .decoding import Decoder, prefill_rows
+from .decoding import Decoder
 from .model import GPT, KVCache
 from .sampling import OnStep, RandomStreams, Sampling, probabilities
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 BACKENDS = ("torch", "triton")
 AHEAD = 60  # steps that can be taken before their tokens are looked at: a coarse window
 KEYS = 256  # the torch backend reads the cache up to a multiple of so many positions
-MAX_GRAPHS = 32  # kept at once
+MAX_GRAPHS = 32  # steps that are kept at once
+MAX_PREFILLS = 16  # and prefills; each holds the activations of a whole prompt
 OLDEST_GPU = (8, 0)  # compute capability that the kernels are built for
 
 # By how much the two backends' logits may differ, over the largest of them. bfloat16 rounds the
@@ -165,9 +166,11 @@ class GraphDecoder(Decoder):
         """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
         if len(prompts) != self._n_rows:
             self._allocate(len(prompts))
-        logits = prefill_rows(self.model, prompts, self.cache, self.n_merged, head)
-        self._set_lengths(self.cache.lengths)
-        return logits
+        logits = [self._prefill(row, prompt, head) for row, prompt in enumerate(prompts)]
+        lengths = [len(prompt) - self.n_merged for prompt in prompts]
+        self.cache.lengths = lengths
+        self.cache.device_lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
+        return torch.stack(logits)
 
     def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
         """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
@@ -208,6 +211,8 @@ class GraphDecoder(Decoder):
         """Make everything of a fixed place for so many rows; what was recorded is void."""
         self._n_rows = n_rows
         self._steps: dict[object, Callable[[], None]] = {}
+        self._prefills: dict[object, _Prefill] = {}
+        self._seen: frozenset[object] = frozenset()
         self._noises: dict[int, Tensor] = {}
         self.cache = StaticKVCache(self.model, n_rows, device=self.device, dtype=self.dtype)
         self.token = torch.zeros(n_rows, dtype=torch.int64, device=self.device)
@@ -219,9 +224,22 @@ class GraphDecoder(Decoder):
 
             self._fused = FusedGPT(self.model)
 
-    def _set_lengths(self, lengths: list[int]) -> None:
-        self.cache.lengths = lengths
-        self.cache.device_lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
+    def _prefill(self, row: int, prompt: Tensor, head: slice) -> Tensor:
+        """Fill one row from its prompt (T,); logits (V,). Recorded from the second on of a length.
+
+        With a full voice all windows have one length; the prompt of a text always has.
+        """
+        key = (row, len(prompt), head.start, head.stop)
+        if key not in self._prefills:
+            seen, self._seen = key in self._seen, self._seen | {key}
+            if not seen:
+                return self.model.prefill(
+                    prompt, self.cache, row, n_merged=self.n_merged, head=head
+                )
+            if len(self._prefills) == MAX_PREFILLS:
+                self._prefills.clear()
+            self._prefills[key] = _Prefill(self, row, prompt, head)
+        return self._prefills[key](prompt)
 
     def _check_room(self, n: int) -> None:
         block_size = self.model.config.block_size
@@ -324,3 +342,24 @@ class GraphDecoder(Decoder):
                 f"backend 'triton' gives wrong results here: its logits are off by {error:.1e} of "
                 "the largest one; use backend='torch'"
             )
+
+
+class _Prefill:
+    """A recorded prefill of one row by prompts of one length."""
+
+    def __init__(self, decoder: GraphDecoder, row: int, prompt: Tensor, head: slice) -> None:
+        self._prompt = prompt.clone()
+        self._logits = torch.empty(0)
+
+        def run() -> None:
+            self._logits = decoder.model.prefill(
+                self._prompt, decoder.cache, row, n_merged=decoder.n_merged, head=head
+            )
+
+        self._run = decoder._record(run)
+
+    def __call__(self, prompt: Tensor) -> Tensor:
+        """Logits (V,) after a prompt (T,)."""
+        self._prompt.copy_(prompt)
+        self._run()
+        return self._logits.clone()
