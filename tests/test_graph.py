@@ -188,8 +188,8 @@ def test_a_step_is_recorded_once_for_all_utterances_of_as_many_rows(coarse):
                 coarse, [semantic], [VOICES[3]], GENERATION, sampling, streams(seed),
                 decoder=lambda model, n: decoder,
             )  # fmt: skip
-    # Two codebooks and two ways to sample; a voice's history is cut a little shorter than what later
-    # windows see of what was made.
+    # Two codebooks and two ways to sample; a voice is cut a little shorter than what later windows
+    # see of what was made.
     assert len(recorded) == 4 + 2
     assert sorted(length for _, length, *_ in decoder._prefills) == [883, 887]
     assert told == [("warm-up", 0, 1), ("warm-up", 1, 1)]
