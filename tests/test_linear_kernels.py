@@ -84,12 +84,14 @@ def make_norm(
 def make_matrix(
     rng: torch.Generator, n_out: int, n_in: int, dtype: torch.dtype = F32, *, bias: bool = True
 ) -> Matrix:
-    """Weights that give outputs about as large as the inputs."""
+    """Weights that give outputs about as large as the inputs, with NaN behind them in memory."""
     weight = randn(rng, n_out, n_in) / math.sqrt(n_in)
     shift = randn(rng, n_out) if bias else None
     if dtype == INT8:
         return Matrix(*quantize_rows(weight), shift)
-    return Matrix(weight.to(dtype), None, None if shift is None else shift.to(dtype))
+    memory = torch.full((n_out + 4, n_in), math.nan, device=rng.device, dtype=dtype)
+    memory[:n_out] = weight
+    return Matrix(memory[:n_out], None, None if shift is None else shift.to(dtype))
 
 
 def rounded_to(dtype: torch.dtype, x: Tensor) -> torch.dtype:
