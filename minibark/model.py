@@ -8,7 +8,6 @@ those of the released Suno checkpoints.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
@@ -114,15 +113,16 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.act: nn.Module = nn.GELU()
         self.c_proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform x (..., C) position by position."""
         if x.device.type != "cpu" or x.ndim < 3 or x.shape[1] <= ROWS:
-            out: Tensor = self.c_proj(F.gelu(self.c_fc(x)))
+            out: Tensor = self.c_proj(self.act(self.c_fc(x)))
             return out
         firsts = range(0, x.shape[1], ROWS)
-        parts = [self.c_proj(F.gelu(self.c_fc(x[:, i : i + ROWS]))) for i in firsts]
+        parts = [self.c_proj(self.act(self.c_fc(x[:, i : i + ROWS]))) for i in firsts]
         return torch.cat(parts, dim=1)
 
 

@@ -21,6 +21,7 @@ rounding.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -79,6 +80,12 @@ def has_int8_linear() -> bool:
     return hasattr(torch.ops.quantized, "linear_dynamic") and (
         torch.backends.quantized.engine not in ("none", "qnnpack")
     )
+
+
+def has_int8_many_rows() -> bool:
+    """Whether this torch has oneDNN's product of int8 matrices, and the processor is fit for it."""
+    names = ("qlinear_prepack", "qlinear_pointwise")
+    return has_vnni() and all(hasattr(torch.ops.onednn, name) for name in names)
 
 
 def has_int4_linear() -> bool:
@@ -203,6 +210,42 @@ class Int8Linear(nn.Module):
             return F.linear(x, dequantize_rows(self.weight, self.scale), self.bias)
         out: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)
         return out
+
+
+class Int8ManyRows(nn.Module):
+    """A Linear with int8 weights for many rows, and GELU after it if asked for.
+
+    oneDNN's own operator: the same numbers as `Int8Linear`'s in half to three quarters of the time.
+    It is for processors with VNNI, without which it saturates.
+    """
+
+    def __init__(
+        self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, gelu: bool = False
+    ) -> None:
+        """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
+        super().__init__()
+        self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        self.scale, self.zero = scale.clone(), torch.zeros(len(scale), dtype=torch.int32)
+        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
+        self.after: tuple[str, list[float], str] = (
+            ("gelu", [], "none") if gelu else ("none", [], "")
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x (..., K) -> (..., N) float32."""
+        rows = x.reshape(-1, x.shape[-1])
+        low, high = (float(bound) for bound in torch.aminmax(rows))
+        if not math.isfinite(high - low):
+            return x.new_full((*x.shape[:-1], len(self.scale)), math.nan)
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = max((high - low) / 255, 1e-12)
+        zero = round(-low / scale)
+        q = torch.quantize_per_tensor(rows, scale, zero, torch.quint8).int_repr()
+        weight = (self.packed, self.scale, self.zero, self.bias)
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            q, scale, zero, *weight, 1.0, 0, torch.float32, *self.after
+        )
+        return out.view(*x.shape[:-1], len(self.scale))
 
 
 class Int8Embedding(nn.Module):
@@ -431,7 +474,14 @@ def reduce(
             made = _head(weight, scale, precision)
         elif isinstance(child, nn.Linear):
             suffers = precision == "int4" and name.startswith("transformer.h.0.")
-            made = _linear(weight, scale, bias, "int8" if suffers else precision)
+            kind = "int8" if suffers else precision
+            if isinstance(model, FineGPT) and kind == "int8" and has_int8_many_rows():
+                first = name.endswith("mlp.c_fc")
+                made = Int8ManyRows(*_rows(weight, scale), bias, gelu=first)
+                if first:
+                    model.set_submodule(name.replace("c_fc", "act"), nn.Identity())
+            else:
+                made = _linear(weight, scale, bias, kind)
         else:
             made = _table(weight, scale, precision)
         model.set_submodule(name, made)

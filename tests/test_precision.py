@@ -134,6 +134,34 @@ def test_linear_is_close_to_float32(product, precision, n_rows, bias):
     assert relative_error(single, expected[0, :1]) < 2 * bound
 
 
+needs_many_rows = pytest.mark.skipif(
+    not room.has_int8_many_rows(), reason="no oneDNN product of int8 matrices, or no VNNI"
+)
+
+
+@needs_many_rows
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_int8_s_product_of_many_rows_is_int8_s_product(bias, gelu):
+    torch.manual_seed(4)
+    q, scale = quantize_rows(torch.randn(96, 64))
+    offset = torch.randn(96) if bias else None
+    few, many = Int8Linear(q, scale, offset), room.Int8ManyRows(q, scale, offset, gelu=gelu)
+    for x in (torch.randn(2, 70, 64), torch.rand(1, 3, 64) + 2, torch.zeros(5, 64)):
+        expected = F.gelu(few(x)) if gelu else few(x)
+        torch.testing.assert_close(many(x), expected, atol=1e-4, rtol=1e-4)
+
+
+@needs_many_rows
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_int8_s_product_of_many_rows_tells_of_nan(value):
+    q, scale = quantize_rows(torch.randn(16, 32))
+    x = torch.zeros(2, 3, 32)
+    x[1, 2, 3] = value
+    out = room.Int8ManyRows(q, scale)(x)
+    assert out.shape == (2, 3, 16) and out.isnan().all()
+
+
 @pytest.mark.parametrize("shape", [(96, 64), (48, 32), (40, 64)])
 def test_the_int4_operator_multiplies_by_what_the_numbers_stand_for(shape):
     """40 rows do not fit the operator: the same numbers, expanded."""
@@ -265,7 +293,8 @@ def test_what_is_reduced_where():
         table = Embedding16 if kind is Linear16 else Int8Embedding
         assert type(gpt.transformer.wte) is table
         in_fine = {type(m) for name, m in fine.named_modules() if ".c_" in name}
-        assert in_fine == {Int8Linear if precision == "int4" else kind}
+        many = room.Int8ManyRows if room.has_int8_many_rows() else Int8Linear
+        assert in_fine == {many if precision.startswith("int") else kind}
         if kind is Linear16:  # a GEMM's type where the processor has one
             many = torch.bfloat16 if room.has_fast_bfloat16() else getattr(torch, precision)
             assert fine.transformer.h[0].mlp.c_fc.weight.dtype == many
