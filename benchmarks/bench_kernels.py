@@ -18,14 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from card import machine_card, print_card
-from measure import (
-    add_json_option,
-    check_device,
-    check_output,
-    check_plot,
-    emit,
-    positive,
-)
+from measure import add_json_option, check_device, check_output, check_plot, emit, positive
 from replays import copy_bandwidth, quantiles, seconds_per_call
 
 if TYPE_CHECKING:
@@ -35,7 +28,7 @@ KERNELS = (
     *("decode_layer", "decode_attention", "attention"),
     *("norm_qkv", "combine_residual", "norm_linear", "linear_residual"),
 )
-ROW = "{:<16} {:<28} {:>8} {:>9} {:>15} {:>7} {:>7} {:>7} {:>7}  {}"
+ROW = "{:<16} {:<30} {:>8} {:>9} {:>15} {:>7} {:>7} {:>7} {:>7}  {}"
 
 
 def measure(case: Case, device: torch.device, repeats: int, copy_bytes_per_s: float | None) -> Any:

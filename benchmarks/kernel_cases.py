@@ -233,7 +233,7 @@ def _norm_linear(case: Case, device: torch.device) -> Work:
 
 
 def _norm_qkv(case: Case, device: torch.device) -> Work:
-    width, n_head = WIDTHS[case.size]
+    width, _ = WIDTHS[case.size]
     norm, matrices = _norm(case, device), _matrices(case, 3 * width, width, device)
     x, kv = torch.randn(case.n_rows, width, device=device), _cache(case, device)
     lengths, host = _lengths(case, device)
@@ -326,9 +326,7 @@ def _attention(case: Case, device: torch.device) -> Work:
 
     def qkv() -> list[Tensor]:
         """Views of one tensor (B, T, 3 C), as the model makes them."""
-        packed = torch.randn(
-            case.n_rows, n, 3 * width, device=device, dtype=_half(case, device)
-        )
+        packed = torch.randn(case.n_rows, n, 3 * width, device=device, dtype=_half(case, device))
         return [
             part.unflatten(-1, (n_head, -1)).transpose(1, 2) for part in packed.chunk(3, dim=-1)
         ]
@@ -340,9 +338,7 @@ def _attention(case: Case, device: torch.device) -> Work:
     return Work(
         ours=[partial(attention, *given, causal=causal) for given in sets],
         ref=[partial(attention_ref, *given, causal=causal) for given in sets[:8]],
-        torch=[
-            partial(F.scaled_dot_product_attention, *given, is_causal=causal) for given in sets
-        ],
+        torch=[partial(F.scaled_dot_product_attention, *given, is_causal=causal) for given in sets],
         error=_difference(out, attention_ref(*first, causal=causal)),
         tolerance=_tolerance(case, device, products=True),
         n_bytes=_bytes(*first, out),
@@ -351,7 +347,7 @@ def _attention(case: Case, device: torch.device) -> Work:
 
 
 def _decode_layer(case: Case, device: torch.device) -> Work:
-    width, n_head = WIDTHS[case.size]
+    width, _ = WIDTHS[case.size]
     lengths, host = _lengths(case, device)
 
     def layer() -> tuple[Layer, Tensor]:

@@ -1,8 +1,8 @@
 """Seconds of single kernels: calls recorded in a CUDA graph, replayed between two events.
 
 A kernel of some microseconds takes longer to launch than to run, so launches are recorded. Operands
-that stay in the L2 cache would be read faster than a model reads its weights, so calls go round over
-enough sets of them. On a CPU nothing is recorded, and the times mean nothing.
+that stay in the L2 cache would be read faster than a model reads its weights, so calls go round
+over enough sets of them. On a CPU nothing is recorded, and the times mean nothing.
 """
 
 from __future__ import annotations
