@@ -27,6 +27,7 @@ from measure import (
     check_output,
     check_plot,
     emit,
+    positive,
     show,
     spread,
     timed,
@@ -40,7 +41,6 @@ from minibark.config import STAGES, BarkConfig, GenerationConfig
 from minibark.graph import BACKENDS, describe_backend
 from minibark.precision import describe_paths
 
-CHECK_TOKENS = 8
 YARDSTICK = "transformers float32"  # what every entry's speed-up is measured by
 CHECK_AUDIO_TOLERANCE = 1e-4  # of the loudest sample
 
@@ -126,7 +126,7 @@ def compare(entries: list[Entry], args: argparse.Namespace, config: BarkConfig) 
         Stage -> label -> share of equal tokens; for the codec, the largest difference of two
         samples over the loudest sample.
     """
-    inputs = stage_inputs(CHECK_TOKENS, config.generation, args.seed)
+    inputs = stage_inputs(args.check_tokens, config.generation, args.seed)
     found: dict[str, Any] = {stage: {} for stage in args.stages}
     for stage in args.stages:
         measures: dict[str, Array] = {}
@@ -336,6 +336,13 @@ def parse_arguments() -> argparse.Namespace:
         metavar="B",
         help=f"what minibark decodes with: {', '.join(BACKENDS)}, one or both (default: the "
         "fastest that can run)",
+    )
+    add(
+        "--check-tokens",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="length of the utterance that is compared before the timing (%(default)s)",
     )
     add(
         "--limit-s",

@@ -1,7 +1,7 @@
 """The parts of `gpu_report.py`, one a process: `report_parts.py PART RESULT SETTINGS`.
 
-A part keeps what it finds, as it finds it, in the RESULT file; SETTINGS is JSON, as `gpu_report.run`
-makes it.
+A part keeps what it finds, as it finds it, in the RESULT file; SETTINGS is JSON, as made by
+`gpu_report.run`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,8 +44,17 @@ from minibark.voice import Voice
 HERE = Path(__file__).parent
 CLIP_TOKENS = 250  # semantic: 751 coarse ids, 375 frames, 5 s
 VOICE_TOKENS = 400
+# Files, and parts of them by what pytest's -k takes.
+TESTS = {
+    "test_kernels.py": (
+        "test_decode_attention",
+        "test_attention",
+        "not test_decode_attention and not test_attention",
+    ),
+    "test_graph.py": ("",),
+}
+PYTEST_DONE = {0, 5}  # all passed or skipped; none of that name
 WINDOW = 887  # positions that a coarse window with a full voice starts with
-ROUNDING_STEPS = 8
 GREEDY = Sampling(temperature=0)
 
 
@@ -78,7 +88,7 @@ class Part:
         """A model of a size."""
         name = self.settings["models"].get(size, size)
         return minibark.Bark.from_pretrained(
-            name, device=self.device, precision=precision, backend="torch"
+            name, device=self.device, precision=precision, backend=self.backends[0]
         )
 
     def voice(self, bark: minibark.Bark) -> Voice:
@@ -159,26 +169,37 @@ def _driver() -> str | None:
 
 
 def tests(part: Part) -> None:
-    """The tests that need a GPU."""
+    """The tests that need a GPU, in processes side by side: most of their time is compilation."""
     root = HERE.parent
-    files = [f"tests/{name}" for name in ("test_kernels.py", "test_graph.py")]
-    there = [str(root / name) for name in files if (root / name).exists()]
+    groups = [(name, key) for name, keys in TESTS.items() for key in keys]
+    groups = [(name, key) for name, key in groups if (root / "tests" / name).exists()]
     words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short", "--maxfail=10"]
-    words += ["--rootdir", str(root), "-p", "no:cacheprovider", "--durations=5", *there]
-    child = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root
-    )
-    assert child.stdout is not None
-    last = ""
-    for line in child.stdout:
-        if "SKIPPED" not in line:
-            print(line, end="", flush=True)
-        last = line
-    status = child.wait()
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (\w+)", last.split(" in ")[0])}
-    part.keep(files=files, counts=counts, status=status)
-    if status:
-        raise SystemExit(f"pytest ended with status {status}")
+    words += ["--rootdir", str(root), "-p", "no:cacheprovider"]
+    children = []
+    for n, (name, key) in enumerate(groups):
+        log = part.out / f"tests-{n}.txt"
+        with log.open("w", encoding="utf-8") as file:
+            child = subprocess.Popen(
+                [*words, "-k", key, f"tests/{name}"],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=root,
+            )
+        children.append((child, log))
+    statuses = []
+    counts: Counter[str] = Counter()
+    for (child, log), (name, key) in zip(children, groups, strict=True):
+        statuses.append(child.wait())
+        lines = log.read_text(encoding="utf-8").splitlines()
+        if statuses[-1] not in PYTEST_DONE:
+            print("\n".join(lines))
+        last = lines[-1] if lines else ""
+        print(f"{name}, {key or 'all'}: {last.strip('= ')}", flush=True)
+        for number, word in re.findall(r"(\d+) (\w+)", last.split(" in ")[0]):
+            counts[word] += int(number)
+        part.keep(counts=dict(counts), statuses=statuses)
+    if not set(statuses) <= PYTEST_DONE:
+        raise SystemExit("tests failed")
 
 
 def tokens(part: Part) -> None:
@@ -279,7 +300,7 @@ def _compare(
         different = (made != wanted).nonzero().flatten().tolist()
         first = different[0] if different else None
         lead = None if first is None else float(noted.leads[first])
-        rounding = _rounding(model, n_merged, decoder, noted)
+        rounding = _rounding(model, n_merged, decoder, noted, 2 if part.on_cpu else 8)
         there[backend] = {
             "equal": first is None,
             "first_difference": first,
@@ -290,14 +311,16 @@ def _compare(
     return wanted, {"n_tokens": wanted.numel(), "loop_seconds": seconds, "backends": there}
 
 
-def _rounding(model: GPT, n_merged: int, decoder: GraphDecoder, noted: Noted) -> float:
+def _rounding(
+    model: GPT, n_merged: int, decoder: GraphDecoder, noted: Noted, n_steps: int
+) -> float:
     """The largest difference of the logits of a decoder from the loop's, over a few steps."""
     assert noted.first is not None
     prompts, head = noted.first
     plain = CachedDecoder(model, n_merged)
     expected, made = plain.prefill(prompts, head), decoder.prefill(prompts, head)
     worst = 0.0
-    for _ in range(2 if model.config.n_layer == 2 else ROUNDING_STEPS):
+    for _ in range(n_steps):
         token = expected.argmax(-1) + head.start
         expected, made = plain.decode_one(token, head), decoder.decode_one(token, head)
         worst = max(worst, float((made - expected).abs().max()))
@@ -334,6 +357,7 @@ def pipeline(part: Part, size: str) -> None:
     words += ["--device", part.settings["device"], "--precision", part.precision]
     words += ["--voice", part.settings["voice"], "--semantic-tokens", str(part.n_tokens)]
     words += ["--sides", sides, "--backend", *part.backends]
+    words += ["--check-tokens", "2" if part.on_cpu else "8"]
     words += ["--warmup", "0" if part.on_cpu else "1", "--repeats", "1" if part.quick else "3"]
     words += ["--limit-s", str(0.6 * part.settings["limit_s"]), "--json", str(file)]
     status = part.run_script([*words, *part.plot(f"pipeline-{size}.png")])
@@ -391,9 +415,12 @@ def step(part: Part) -> None:
                     ),
                     flush=True,
                 )
-                if (size, stage, backend) == ("large", "coarse", part.backends[0]):
-                    if precision == part.precision:
-                        part.keep(large_share_of_copy=share)
+                first = ("large", "coarse", part.backends[0], part.precision)
+                if (size, stage, backend, precision) == first:
+                    part.keep(large_share_of_copy=share)
+                    for kernel in (found["kernels"] or [])[:8]:
+                        taken, count = kernel["us_per_step"], kernel["count_per_step"]
+                        print(f"    {taken:8.1f} us in {count:6.1f} launches: {kernel['name']}")
             del bark
 
 
@@ -416,10 +443,12 @@ def _time_step(
     streams = RandomStreams([torch.Generator(part.device).manual_seed(0)], part.device)
     active = [[True]] * n
 
-    def window() -> float:
+    def start() -> Callable[[], object]:
         first = decoder.prefill([prompt], heads[0]).argmax(-1) + heads[0].start
-        take = partial(decoder.take_steps, first, heads, Sampling(), streams, active)
-        return timed(take, part.device)[0] / n
+        return partial(decoder.take_steps, first, heads, Sampling(), streams, active)
+
+    def window() -> float:
+        return timed(start(), part.device)[0] / n
 
     if not part.on_cpu:
         for _ in range(2):
@@ -435,7 +464,7 @@ def _time_step(
     }
     if not part.on_cpu:
         try:
-            found["kernels"] = _kernels(window, n)
+            found["kernels"] = _kernels(start(), n)
         except Exception:  # a profiler that does not work here costs only its own result
             traceback.print_exc()
     return found
@@ -451,19 +480,20 @@ def _step_bytes(model: GPT, head: slice, length: float) -> float:
     return weights + rows.numel() * rows.element_size() + cache
 
 
-def _kernels(window: Callable[[], float], n: int) -> list[dict[str, Any]]:
-    """The kernels of a window that take longest, by the profiler: microseconds and count a step."""
+def _kernels(take_steps: Callable[[], object], n: int) -> list[dict[str, Any]]:
+    """The kernels of n steps that take longest, by the profiler: microseconds and count a step."""
     from torch.profiler import ProfilerActivity, profile
 
+    torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as record:
-        window()
+        take_steps()
         torch.cuda.synchronize()
     events = [e for e in record.key_averages() if getattr(e, "self_device_time_total", 0) > 0]
     events.sort(key=lambda event: -event.self_device_time_total)
     return [
         {
             "name": event.key[:80],
-            "us_per_step": event.self_device_time_total / n,  # those of the prefill included
+            "us_per_step": event.self_device_time_total / n,
             "count_per_step": event.count / n,
         }
         for event in events[:12]
@@ -569,8 +599,8 @@ def batch(part: Part) -> None:
                 audio_s=audio_s,
                 audio_per_s=audio_s / total_s,
             )
-    stages = ", ".join(f"{stage} {s:.2f}" for stage, s in part.found["seconds"].items())
-    print(f"{n_rows} rows, {backend}: {audio_s:.1f} s of audio in {total_s:.2f} s ({stages})")
+    words = ", ".join(f"{stage} {s:.2f}" for stage, s in part.found["seconds"].items())
+    print(f"{n_rows} rows, {backend}: {audio_s:.1f} s of audio in {total_s:.2f} s ({words})")
     print(f"{audio_s / total_s:.1f} seconds of audio a second")
 
 
