@@ -164,13 +164,15 @@ def measure_rounds(
     Raises:
         ValueError: a side made another number of tokens than the first one.
     """
-    inputs = stage_inputs(args.semantic_tokens, config.generation, args.seed)
-    start = time.perf_counter()
+    start = last = time.perf_counter()
     for n in range(args.warmup + args.repeats):
-        spent_s = time.perf_counter() - start
-        if args.limit_s and n > args.warmup and spent_s * (n + 1) / n > args.limit_s:
+        now = time.perf_counter()
+        if args.limit_s and n > args.warmup and 2 * now - last - start > args.limit_s:
             print(f"no time for more than {n - args.warmup} rounds", file=sys.stderr)
             break
+        last = now
+        short = args.warmup_tokens if n < args.warmup else None
+        inputs = stage_inputs(short or args.semantic_tokens, config.generation, args.seed)
         for stage in args.stages:
             for entry in entries:
                 seconds, made = timed(lambda e=entry, s=stage: e.run(s, inputs[s]), device)
@@ -343,6 +345,12 @@ def parse_arguments() -> argparse.Namespace:
         default=8,
         metavar="N",
         help="length of the utterance that is compared before the timing (%(default)s)",
+    )
+    add(
+        "--warmup-tokens",
+        type=positive,
+        metavar="N",
+        help="length of the utterance in the rounds before the timed ones (default: the same)",
     )
     add(
         "--limit-s",

@@ -359,6 +359,7 @@ def pipeline(part: Part, size: str) -> None:
     words += ["--sides", sides, "--backend", *part.backends]
     words += ["--check-tokens", "2" if part.on_cpu else "8"]
     words += ["--warmup", "0" if part.on_cpu else "1", "--repeats", "1" if part.quick else "3"]
+    words += ["--warmup-tokens", str(min(60, part.n_tokens))]  # a quarter: the peers are slow
     words += ["--limit-s", str(0.6 * part.settings["limit_s"]), "--json", str(file)]
     status = part.run_script([*words, *part.plot(f"pipeline-{size}.png")])
     if status:
