@@ -169,7 +169,10 @@ def _driver() -> str | None:
 
 
 def tests(part: Part) -> None:
-    """The tests that need a GPU, in processes side by side: most of their time is compilation."""
+    """The tests that need a GPU, in processes side by side: most of their time is compilation.
+
+    What they print is in `tests-N.txt`, and here if one fails.
+    """
     root = HERE.parent
     groups = [(name, key) for name, keys in TESTS.items() for key in keys]
     groups = [(name, key) for name, key in groups if (root / "tests" / name).exists()]
