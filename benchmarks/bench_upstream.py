@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def measure_rounds(
         inputs = stage_inputs(short or args.semantic_tokens, config.generation, args.seed)
         for stage in args.stages:
             for entry in entries:
-                seconds, made = timed(lambda e=entry, s=stage: e.run(s, inputs[s]), device)
+                seconds, made = timed(partial(entry.run, stage, inputs[stage]), device)
                 entry.tokens[stage] = count_tokens(stage, made, config)
                 if entry.tokens[stage] != entries[0].tokens[stage]:
                     raise ValueError(
