@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 KERNELS = (
     *("decode_layer", "decode_attention", "attention"),
     *("norm_qkv", "combine_residual", "norm_linear", "linear_residual"),
+    *("embed_tokens", "choose_tokens"),
 )
 ROW = "{:<16} {:<30} {:>8} {:>9} {:>15} {:>7} {:>7} {:>7} {:>7}  {}"
 

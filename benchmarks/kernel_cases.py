@@ -21,6 +21,7 @@ from torch import Tensor
 from minibark import ops
 from minibark.kernels import decode_attention as decode_file
 from minibark.kernels import linear as linear_file
+from minibark.kernels import step as step_file
 from minibark.kernels.attention import attention, attention_ref
 from minibark.kernels.checks import dependent_launch
 from minibark.kernels.decode_attention import (
@@ -42,12 +43,16 @@ from minibark.kernels.linear import (
     norm_qkv,
     norm_qkv_ref,
 )
+from minibark.kernels.step import choose_tokens, choose_tokens_ref, embed_tokens, embed_tokens_ref
 from minibark.precision import quantize_rows
 
 WIDTHS = {"small": (768, 12), "large": (1024, 16), "random": (32, 2)}  # channels, heads
 N_POSITIONS = 1024  # in a cache
 N_KEYS = 900  # of them filled: a coarse window has 887 to 946
 ATTENTION_LENGTHS = (257, 887, 1024)  # semantic and coarse prompt; the fine stage
+N_IDS = 12_096  # in the coarse model's table
+HEADS = (1024, 10_000)  # ids that a coarse and a semantic token are chosen from
+N_STEPS = 60
 
 # Of the largest value. The tensor cores round both factors; one row is summed in float32.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
@@ -62,6 +67,7 @@ class Case:
     precision: str  # of the weights, or of q, k and v
     n_rows: int = 1
     n_keys: int = N_KEYS  # of attention
+    n_ids: int | None = None  # to choose from
     causal: bool | None = None
 
     @property
@@ -70,6 +76,8 @@ class Case:
         words = [self.size, self.precision, f"B {self.n_rows}"]
         if "attention" in self.kernel or self.kernel == "decode_layer":
             words.append(f"T {self.n_keys}")
+        if self.n_ids is not None:
+            words.append(f"V {self.n_ids}")
         if self.causal is not None:
             words.append("causal" if self.causal else "full")
         return " ".join(words)
@@ -114,7 +122,14 @@ def cases(*, quick: bool, on_cpu: bool) -> list[Case]:
             found += [Case("decode_attention", size, half, n_rows, n) for n in keys]
         lengths = (65,) if on_cpu and quick else ATTENTION_LENGTHS
         for n in lengths if size != "small" or not quick else ():
-            found += [Case("attention", size, half, 1, n, causal) for causal in (True, False)]
+            for causal in (True, False):
+                found.append(Case("attention", size, half, 1, n, causal=causal))
+    found += [Case("embed_tokens", sizes[0], half, n_rows) for n_rows in (1, 16)]
+    found += [
+        Case("choose_tokens", sizes[0], "float32", n_rows, n_ids=n_ids)
+        for n_rows in (1, 16)
+        for n_ids in HEADS
+    ]
     return sorted(found, key=lambda case: KERNELS.index(case.kernel))
 
 
@@ -129,6 +144,8 @@ def prepare(case: Case, device: torch.device) -> Work:
         "norm_qkv": _norm_qkv,
         "linear_residual": _linear_residual,
         "combine_residual": _combine_residual,
+        "embed_tokens": _embed_tokens,
+        "choose_tokens": _choose_tokens,
     }
     return makers[case.kernel](case, device)
 
@@ -141,7 +158,7 @@ def launches_early(device: torch.device) -> bool:
 @contextlib.contextmanager
 def plain_launches() -> Iterator[None]:
     """Launch every kernel after the one in front has ended, while the block runs."""
-    files: tuple[Any, ...] = (linear_file, decode_file)
+    files: tuple[Any, ...] = (linear_file, decode_file, step_file)
     for file in files:
         file.dependent_launch = lambda device: {"PDL": False}
     try:
@@ -379,6 +396,56 @@ def _decode_layer(case: Case, device: torch.device) -> Work:
         tolerance=_tolerance(case, device, products=True),  # q and the cache are rounded
         n_bytes=n_bytes,
         dependent=launches_early(device),
+    )
+
+
+def _embed_tokens(case: Case, device: torch.device) -> Work:
+    width, _ = WIDTHS[case.size]
+    dtype = _half(case, device)
+    table = torch.randn(N_IDS, width, device=device).to(dtype)
+    positions = torch.randn(N_POSITIONS, width, device=device).to(dtype)
+    lengths = torch.zeros(case.n_rows, dtype=torch.int32, device=device)
+    index = torch.zeros(1, dtype=torch.int64, device=device)
+    sets = [torch.randint(N_IDS, (case.n_rows,), device=device) for _ in range(8)]
+
+    def ref(tokens: Tensor) -> Tensor:
+        # Its lengths must not grow beyond the table; the kernel's may.
+        return embed_tokens_ref(tokens, table, positions, lengths.clone(), index.clone())
+
+    expected = ref(sets[0])
+    out = embed_tokens(sets[0], table, positions, lengths, index)
+    return Work(
+        ours=[partial(embed_tokens, t, table, positions, lengths, index) for t in sets],
+        ref=[partial(ref, tokens) for tokens in sets],
+        error=_difference(out, expected),
+        tolerance=_tolerance(case, device, products=False),
+        n_bytes=_bytes(sets[0], lengths, lengths, out) + _bytes(table[: case.n_rows]) * 2,
+    )
+
+
+def _choose_tokens(case: Case, device: torch.device) -> Work:
+    assert case.n_ids is not None
+    logits = torch.randn(case.n_rows, case.n_ids, device=device)
+    noise = torch.empty(N_STEPS, case.n_rows, case.n_ids, device=device).exponential_()
+    index = torch.full((1,), 2, dtype=torch.int64, device=device)
+
+    def results() -> list[Tensor]:
+        """token, tokens and last_p."""
+        tokens = torch.zeros(N_STEPS, case.n_rows, dtype=torch.int64, device=device)
+        return [tokens[0].clone(), tokens, tokens.float()]
+
+    ours, expected = results(), results()
+    call = partial(choose_tokens, logits, noise, 0.7, 100, index, *ours)
+    # The reference would wait for an index on the GPU.
+    ref = partial(choose_tokens_ref, logits, noise, 0.7, 100, 2, *expected)
+    call()
+    ref()
+    return Work(
+        ours=[call],
+        ref=[ref],
+        error=max(_difference(a, b) for a, b in zip(ours, expected, strict=True)),
+        tolerance=_tolerance(case, device, products=False),
+        n_bytes=_bytes(logits, noise[0], ours[0], ours[1][0], ours[2][0]),
     )
 
 
