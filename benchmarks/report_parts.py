@@ -625,8 +625,8 @@ def sanitizer(part: Part) -> None:
     if binary is None or part.on_cpu:
         print("not installed" if binary is None else "it needs a GPU")
         return
-    words = [binary, "--tool", "memcheck", "--error-exitcode", "9", sys.executable]
-    words += [str(HERE / "bench_kernels.py"), "--quick", "--errors-only"]
+    words = [binary, "--tool", "memcheck", "--report-api-errors", "no", "--error-exitcode", "9"]
+    words += [sys.executable, str(HERE / "bench_kernels.py"), "--quick", "--errors-only"]
     words += ["--kernel", "decode_layer", "decode_attention"]
     # Blocks of their own, so that what is read beyond one is seen.
     status = part.run_script(words, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
