@@ -193,7 +193,7 @@ def plot(results: list[dict[str, Any]], title: str, file: Path) -> None:
         axes.bar_label(bars, shown, label_type="center", fontsize=8)
         left = [before + s for before, s in zip(left, seconds, strict=True)]
     axes.set_xlabel("seconds (lower is better)")
-    axes.legend(ncols=len(STAGES), fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(STAGES), fontsize=8)
     figure.suptitle(title, fontsize=9)
     figure.savefig(file, dpi=150)
 

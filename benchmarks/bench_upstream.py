@@ -417,8 +417,9 @@ def run(args: argparse.Namespace, model: str) -> None:
     results = [summarize(entry, entries, audio_s if whole else None, device) for entry in entries]
     n_rounds = min(len(seconds) for entry in entries for seconds in entry.seconds.values())
     voice = Path(args.voice).name if args.voice else "none"
+    name = Path(args.model).name if Path(args.model).is_dir() else args.model
     title = (
-        f"{args.model}, voice {voice}, {args.semantic_tokens} semantic tokens "
+        f"{name}, voice {voice}, {args.semantic_tokens} semantic tokens "
         f"({audio_s:.1f} s of audio), {card['cpu'] if device.type == 'cpu' else card['gpu']}, "
         f"{card['threads']} threads, medians of {n_rounds}"
     )
