@@ -14,6 +14,7 @@ import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from measure import (
     add_common_options,
     check_device,
     check_output,
+    check_plot,
     emit,
     max_duration_s,
     peak_rss_bytes,
@@ -34,6 +36,7 @@ from measure import (
 
 import minibark
 from minibark.config import STAGES
+from minibark.graph import BACKENDS, describe_backend
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,21 @@ class Round:
 _bark: minibark.Bark  # of a worker process, set by `load`
 
 
-def load(model: str, device: str, precision: str, threads: int | None) -> dict[str, Any]:
-    """Open the model in this process and describe the machine; stages load when first used."""
+def load(
+    model: str, device: str, precision: str, backend: str | None, threads: int | None
+) -> tuple[dict[str, Any], str]:
+    """Open the model in this process; stages load when first used.
+
+    Returns:
+        The machine card, and what decodes, in words.
+    """
     global _bark
     if threads:
         torch.set_num_threads(threads)
-    _bark = minibark.Bark.from_pretrained(model, device=device, precision=precision)
-    return machine_card(_bark.device)
+    _bark = minibark.Bark.from_pretrained(
+        model, device=device, precision=precision, backend=backend
+    )
+    return machine_card(_bark.device), describe_backend(_bark.backend, _bark.device)
 
 
 def generate(n_tokens: int, voice: str | None, seed: int) -> Round:
@@ -104,8 +115,8 @@ def peaks() -> dict[str, int | None]:
 
 def run(
     model: str, args: argparse.Namespace
-) -> tuple[dict[str, Any], dict[str, list[Round]], dict[str, Any]]:
-    """The machine card, and per precision the timed rounds and the peak memory."""
+) -> tuple[dict[str, Any], str, dict[str, list[Round]], dict[str, Any]]:
+    """The machine card, what decodes, and per precision the timed rounds and the peak memory."""
     with contextlib.ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
         workers = {
@@ -113,7 +124,8 @@ def run(
             for precision in args.precision
         }
         for precision, worker in workers.items():
-            card = worker.submit(load, model, args.device, precision, args.threads).result()
+            opened = worker.submit(load, model, args.device, precision, args.backend, args.threads)
+            card, decoding = opened.result()
         rounds: dict[str, list[Round]] = {precision: [] for precision in workers}
         for n in range(args.warmup + args.repeats):
             for precision, worker in workers.items():
@@ -121,7 +133,7 @@ def run(
                 if n >= args.warmup:
                     rounds[precision].append(made)
         memory = {precision: worker.submit(peaks).result() for precision, worker in workers.items()}
-    return card, rounds, memory
+    return card, decoding, rounds, memory
 
 
 def summarize(rounds: list[Round]) -> dict[str, Any]:
@@ -164,6 +176,28 @@ def print_result(result: dict[str, Any]) -> None:
     )
 
 
+def plot(results: list[dict[str, Any]], title: str, file: Path) -> None:
+    """One bar per precision: the median seconds of its stages, end to end."""
+    from matplotlib.figure import Figure
+
+    results = results[::-1]  # the first on top
+    figure = Figure(figsize=(8, 1.6 + 0.5 * len(results)), layout="constrained")
+    axes = figure.subplots()
+    left = [0.0] * len(results)
+    for stage in STAGES:
+        seconds = [result["stages"][stage]["seconds"]["median"] for result in results]
+        labels = [result["precision"] for result in results]
+        bars = axes.barh(labels, seconds, left=left, label=stage)
+        shown = [f"{s:.2g}" if s > 0.03 * result["total_s"]["median"] else "" for s, result in
+                 zip(seconds, results, strict=True)]  # fmt: skip
+        axes.bar_label(bars, shown, label_type="center", fontsize=8)
+        left = [before + s for before, s in zip(left, seconds, strict=True)]
+    axes.set_xlabel("seconds (lower is better)")
+    figure.legend(loc="outside lower center", ncols=len(STAGES), fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(file, dpi=150)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Time minibark's stages for one utterance of an exact length.",
@@ -171,12 +205,20 @@ def main() -> None:
         "RTF is wall seconds over audio seconds. The last line is JSON.",
     )
     add_common_options(parser)
+    add = parser.add_argument
+    add(
+        "--backend",
+        choices=BACKENDS,
+        help="what decodes: torch or triton (default: the fastest that can run)",
+    )
+    add("--plot", type=Path, metavar="PNG", help="draw the medians (needs matplotlib)")
     args = parser.parse_args()
     check_device(parser, args.device)
-    check_output(parser, args.json)
+    check_output(parser, args.json, args.plot)
+    check_plot(args.plot)
     try:
         with checkpoint(args.model, args.seed) as model:
-            card, rounds, memory = run(model, args)
+            card, decoding, rounds, memory = run(model, args)
     except (ValueError, OSError) as error:
         sys.exit(f"bench_generate: {error}")
     results = [
@@ -184,16 +226,24 @@ def main() -> None:
         for precision, made in rounds.items()
     ]
     print_card(card)
-    print(
+    title = (
         f"{args.model}, voice {args.voice}, {args.semantic_tokens} semantic tokens, "
         f"{args.repeats} rounds after {args.warmup}: medians"
     )
+    print(f"{title}\ndecoding: {decoding}")
     for result in results:
         print_result(result)
-    settings = {name: value for name, value in vars(args).items() if name != "json"}
-    emit(
-        {"benchmark": "generate", "card": card, "settings": settings, "results": results}, args.json
-    )
+    if args.plot:
+        plot(results, f"{title}\n{card['gpu'] or card['cpu']}, {decoding}", args.plot)
+    settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot")}
+    document = {
+        "benchmark": "generate",
+        "card": card,
+        "settings": settings,
+        "decoding": decoding,
+        "results": results,
+    }
+    emit(document, args.json)
 
 
 if __name__ == "__main__":

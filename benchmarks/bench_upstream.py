@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,27 @@ import numpy as np
 import torch
 from card import machine_card, print_card
 from checkpoints import checkpoint
-from measure import TEXT, add_common_options, check_device, check_output, emit, show, spread, timed
+from measure import (
+    TEXT,
+    add_common_options,
+    check_device,
+    check_output,
+    check_plot,
+    emit,
+    positive,
+    show,
+    spread,
+    timed,
+)
 from peers import AbsentError, Weights
-from sides import SIDES, Array, Prompt, Side, make_side
+from sides import MORE_SIDES, SIDES, Array, Minibark, Prompt, Side, make_side
 
 import minibark
 from minibark.coarse import n_coarse_steps
 from minibark.config import STAGES, BarkConfig, GenerationConfig
+from minibark.graph import BACKENDS, describe_backend
 from minibark.precision import describe_paths
 
-CHECK_TOKENS = 8
 YARDSTICK = "transformers float32"  # what every entry's speed-up is measured by
 CHECK_AUDIO_TOLERANCE = 1e-4  # of the loudest sample
 
@@ -39,13 +52,14 @@ class Entry:
 
     side: str
     precision: str
+    backend: str | None  # of minibark, where one was asked for
     bark: Side
     seconds: dict[str, list[float]] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        return f"{self.side} {self.precision}"
+        return " ".join(filter(None, (self.side, self.backend, self.precision)))
 
     def run(self, stage: str, given: Any, greedy: bool = False) -> Array:
         """One stage of it."""
@@ -63,6 +77,7 @@ class Absent:
 
     side: str
     precision: str
+    backend: str | None
     reason: str
 
 
@@ -95,12 +110,13 @@ def open_entries(
         for side in args.sides:
             if side != "minibark" and precision not in (args.peer_precision or args.precision):
                 continue
-            try:
-                bark = make_side(side, model, weights, device, precision, prompt)
-            except AbsentError as error:
-                absent.append(Absent(side, precision, str(error)))
-            else:
-                entries.append(Entry(side, precision, bark))
+            for backend in args.backend if side == "minibark" else (None,):
+                try:
+                    bark = make_side(side, model, weights, device, precision, prompt, backend)
+                except AbsentError as error:
+                    absent.append(Absent(side, precision, backend, str(error)))
+                else:
+                    entries.append(Entry(side, precision, backend, bark))
     return entries, absent
 
 
@@ -111,7 +127,7 @@ def compare(entries: list[Entry], args: argparse.Namespace, config: BarkConfig) 
         Stage -> label -> share of equal tokens; for the codec, the largest difference of two
         samples over the loudest sample.
     """
-    inputs = stage_inputs(CHECK_TOKENS, config.generation, args.seed)
+    inputs = stage_inputs(args.check_tokens, config.generation, args.seed)
     found: dict[str, Any] = {stage: {} for stage in args.stages}
     for stage in args.stages:
         measures: dict[str, Array] = {}
@@ -144,16 +160,23 @@ def same_weights(check: dict[str, Any]) -> bool | None:
 def measure_rounds(
     entries: list[Entry], args: argparse.Namespace, config: BarkConfig, device: torch.device
 ) -> None:
-    """Fill the entries' seconds and tokens.
+    """Fill the entries' seconds and tokens; with a limit, in as many rounds as fit.
 
     Raises:
         ValueError: a side made another number of tokens than the first one.
     """
-    inputs = stage_inputs(args.semantic_tokens, config.generation, args.seed)
+    start = last = time.perf_counter()
     for n in range(args.warmup + args.repeats):
+        now = time.perf_counter()
+        if args.limit_s and n > args.warmup and 2 * now - last - start > args.limit_s:
+            print(f"no time for more than {n - args.warmup} rounds", file=sys.stderr)
+            break
+        last = now
+        short = args.warmup_tokens if n < args.warmup else None
+        inputs = stage_inputs(short or args.semantic_tokens, config.generation, args.seed)
         for stage in args.stages:
             for entry in entries:
-                seconds, made = timed(lambda e=entry, s=stage: e.run(s, inputs[s]), device)
+                seconds, made = timed(partial(entry.run, stage, inputs[stage]), device)
                 entry.tokens[stage] = count_tokens(stage, made, config)
                 if entry.tokens[stage] != entries[0].tokens[stage]:
                     raise ValueError(
@@ -173,7 +196,7 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 
 def summarize(
-    entry: Entry, entries: list[Entry], audio_s: float | None, on_cpu: bool
+    entry: Entry, entries: list[Entry], audio_s: float | None, device: torch.device
 ) -> dict[str, Any]:
     """One entry's medians, their ratios to minibark's at the same precision, and its speed-up."""
     first = next((e for e in entries if e.label == YARDSTICK), None)
@@ -193,13 +216,25 @@ def summarize(
     return {
         "side": entry.side,
         "precision": entry.precision,
+        "backend": entry.backend,
+        "label": entry.label,
         "stages": stages,
         "total_s": spread(totals),
         "total_ratio_to_minibark": ratio(ours.totals(), totals) if ours else None,
         "speedup": ratio(totals, first.totals()) if first else None,
-        "path": describe_paths(entry.precision) if on_cpu and entry.side == "minibark" else None,
+        "path": _path(entry, device),
         "rtf": spread([total / audio_s for total in totals]) if audio_s else None,
     }
+
+
+def _path(entry: Entry, device: torch.device) -> str | None:
+    """How minibark ran, in words."""
+    if not isinstance(entry.bark, Minibark):
+        return None
+    backend = entry.bark.bark.backend
+    if device.type == "cpu" and backend == "torch":
+        return describe_paths(entry.precision)
+    return describe_backend(backend, device)
 
 
 def print_check(check: dict[str, Any], verdict: bool | None) -> None:
@@ -216,7 +251,7 @@ def print_check(check: dict[str, Any], verdict: bool | None) -> None:
 
 def print_results(results: list[dict[str, Any]], stages: list[str]) -> None:
     """The table: stage by stage, one line per side and precision."""
-    row = "{:<9} {:<24} {:>7}  {:<24} {:>9}  {}"
+    row = "{:<9} {:<28} {:>7}  {:<24} {:>9}  {}"
     print(row.format("stage", "side", "tokens", "seconds (min-max)", "tokens/s", "x minibark"))
     for stage in stages:
         for result in results:
@@ -224,7 +259,7 @@ def print_results(results: list[dict[str, Any]], stages: list[str]) -> None:
             print(
                 row.format(
                     stage,
-                    f"{result['side']} {result['precision']}",
+                    result["label"],
                     figures["tokens"],
                     show(figures["seconds"]),
                     f"{figures['tokens_per_s']:.1f}",
@@ -232,17 +267,15 @@ def print_results(results: list[dict[str, Any]], stages: list[str]) -> None:
                 )
             )
     for result in results:
-        name = f"{result['side']} {result['precision']}"
         times = _show_ratio(result["total_ratio_to_minibark"])
-        print(row.format("total", name, "", show(result["total_s"]), "", times))
+        print(row.format("total", result["label"], "", show(result["total_s"]), "", times))
     print(row.format("", "", "", "RTF", "", f"x {YARDSTICK}"))
     for result in results:
-        name = f"{result['side']} {result['precision']}"
         rtf = show(result["rtf"]) if result["rtf"] else "-"
-        print(row.format("", name, "", rtf, "", _show_ratio(result["speedup"])))
+        print(row.format("", result["label"], "", rtf, "", _show_ratio(result["speedup"])))
     for result in results:
         if result["path"]:
-            print(f"minibark {result['precision']}: {result['path']}")
+            print(f"{result['label']}: {result['path']}")
 
 
 def _show_ratio(values: dict[str, float] | None) -> str:
@@ -255,14 +288,15 @@ def plot(results: list[dict[str, Any]], title: str, file: Path) -> None:
     """Bars of the median seconds, one panel per stage and one for the total."""
     from matplotlib.figure import Figure
 
-    labels = [f"{result['side']}\n{result['precision']}" for result in results]
+    labels = [result["label"].replace(" ", "\n") for result in results]
     panels = {
         stage: [result["stages"][stage]["seconds"] for result in results]
         for stage in results[0]["stages"]
     }
     panels["total"] = [result["total_s"] for result in results]
     figure = Figure(figsize=(2.6 * len(panels), 3.6), layout="constrained")
-    colours = [f"C{SIDES.index(result['side'])}" for result in results]
+    known = (*SIDES, *MORE_SIDES)
+    colours = [f"C{known.index(result['side'])}" for result in results]
     for axes, (name, spreads) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         medians = [seconds["median"] for seconds in spreads]
         below = [seconds["median"] - seconds["min"] for seconds in spreads]
@@ -291,22 +325,51 @@ def parse_arguments() -> argparse.Namespace:
         metavar="P",
         help="at which of the precisions the others take part (default: all that they have)",
     )
-    add("--sides", default=",".join(SIDES), metavar="A,B", help="which sides (%(default)s)")
+    add(
+        "--sides",
+        default=",".join(SIDES),
+        metavar="A,B",
+        help=f"which sides (%(default)s; also {', '.join(MORE_SIDES)})",
+    )
+    add(
+        "--backend",
+        nargs="+",
+        choices=BACKENDS,
+        default=[None],
+        metavar="B",
+        help=f"what minibark decodes with: {', '.join(BACKENDS)}, one or both (default: the "
+        "fastest that can run)",
+    )
+    add(
+        "--check-tokens",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="length of the utterance that is compared before the timing (%(default)s)",
+    )
+    add(
+        "--warmup-tokens",
+        type=positive,
+        metavar="N",
+        help="length of the utterance in the rounds before the timed ones (default: the same)",
+    )
+    add(
+        "--limit-s",
+        type=float,
+        metavar="S",
+        help="begin no round, after the first timed one, that would end later",
+    )
     add("--stages", default=",".join(STAGES), metavar="A,B", help="which stages (%(default)s)")
     add("--plot", type=Path, metavar="PNG", help="draw the medians (needs matplotlib)")
     args = parser.parse_args()
-    for option, known in (("sides", SIDES), ("stages", STAGES)):
+    for option, known in (("sides", (*SIDES, *MORE_SIDES)), ("stages", STAGES)):
         names = getattr(args, option).split(",")
         if not set(names) <= set(known):
             parser.error(f"--{option} must be some of {','.join(known)}")
         setattr(args, option, [name for name in known if name in names])
     check_device(parser, args.device)
     check_output(parser, args.json, args.plot)
-    if args.plot:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            parser.error("--plot needs matplotlib: pip install matplotlib")
+    check_plot(args.plot)
     if args.threads:
         torch.set_num_threads(args.threads)
     return args
@@ -351,13 +414,14 @@ def run(args: argparse.Namespace, model: str) -> None:
     n_frames //= config.generation.n_coarse_codebooks
     audio_s = n_frames / config.generation.coarse_rate_hz
     whole = tuple(args.stages) == STAGES
-    on_cpu = device.type == "cpu"
-    results = [summarize(entry, entries, audio_s if whole else None, on_cpu) for entry in entries]
+    results = [summarize(entry, entries, audio_s if whole else None, device) for entry in entries]
+    n_rounds = min(len(seconds) for entry in entries for seconds in entry.seconds.values())
     voice = Path(args.voice).name if args.voice else "none"
+    name = Path(args.model).name if Path(args.model).is_dir() else args.model
     title = (
-        f"{args.model}, voice {voice}, {args.semantic_tokens} semantic tokens "
+        f"{name}, voice {voice}, {args.semantic_tokens} semantic tokens "
         f"({audio_s:.1f} s of audio), {card['cpu'] if device.type == 'cpu' else card['gpu']}, "
-        f"{card['threads']} threads, medians of {args.repeats}"
+        f"{card['threads']} threads, medians of {n_rounds}"
     )
     print(title)
     print_results(results, args.stages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import resource
 import statistics
@@ -129,6 +130,12 @@ def check_output(parser: argparse.ArgumentParser, *places: Path | None) -> None:
     for place in places:
         if place is not None and not place.resolve().parent.is_dir():
             parser.error(f"the folder of {place} does not exist")
+
+
+def check_plot(file: Path | None) -> None:
+    """End here, with one plain line, if a plot is wanted and matplotlib is missing."""
+    if file is not None and importlib.util.find_spec("matplotlib") is None:
+        sys.exit("--plot needs matplotlib: pip install matplotlib")
 
 
 def emit(document: dict[str, Any], file: Path | None) -> None:

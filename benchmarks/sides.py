@@ -66,14 +66,23 @@ class Side(Protocol):
 class Minibark:
     """minibark, through `Bark`."""
 
-    def __init__(self, model: str, device: torch.device, precision: str, prompt: Prompt) -> None:
+    def __init__(
+        self,
+        model: str,
+        device: torch.device,
+        precision: str,
+        prompt: Prompt,
+        backend: str | None = None,
+    ) -> None:
         """Open the checkpoint as a user does.
 
         Raises:
-            AbsentError: it has no such precision.
+            AbsentError: it has no such precision, or the backend cannot run here.
         """
         try:
-            self.bark = minibark.Bark.from_pretrained(model, device=device, precision=precision)
+            self.bark = minibark.Bark.from_pretrained(
+                model, device=device, precision=precision, backend=backend
+            )
         except CheckpointError:
             raise
         except ValueError as error:
@@ -107,10 +116,17 @@ class Transformers:
     """transformers' `BarkModel`: each sub-model's own `generate`, and `codec_decode`.
 
     Like `BarkModel.generate`, which calls the same four, everything runs under `torch.no_grad`.
+    Its cache grows, as is its default; `cache="static"` has a fixed one, for which it compiles
+    nothing, since its Bark is not marked as fit for that.
     """
 
     def __init__(
-        self, weights: Weights, device: torch.device, precision: str, prompt: Prompt
+        self,
+        weights: Weights,
+        device: torch.device,
+        precision: str,
+        prompt: Prompt,
+        cache: str | None = None,
     ) -> None:
         """Put the weights into a `BarkModel`.
 
@@ -133,6 +149,8 @@ class Transformers:
         self.coarse_config = self._generation_config(
             "BarkCoarseGenerationConfig", do_sample=True, temperature=TEMPERATURE
         )
+        self.semantic_config.cache_implementation = cache
+        self.coarse_config.cache_implementation = cache
         self.fine_config = self._generation_config(
             "BarkFineGenerationConfig", temperature=FINE_TEMPERATURE
         )
@@ -267,17 +285,26 @@ class Suno:
 
 
 SIDES = ("minibark", "transformers", "suno")
+MORE_SIDES = ("transformers-static",)  # on request
 
 
 def make_side(
-    name: str, model: str, weights: Weights, device: torch.device, precision: str, prompt: Prompt
+    name: str,
+    model: str,
+    weights: Weights,
+    device: torch.device,
+    precision: str,
+    prompt: Prompt,
+    backend: str | None = None,
 ) -> Side:
-    """One side, ready to run.
+    """One side, ready to run; `backend` is minibark's.
 
     Raises:
         AbsentError: it cannot take part.
     """
     if name == "minibark":
-        return Minibark(model, device, precision, prompt)
-    kind = {"transformers": Transformers, "suno": Suno}[name]
-    return kind(weights, device, precision, prompt)
+        return Minibark(model, device, precision, prompt, backend)
+    if name == "suno":
+        return Suno(weights, device, precision, prompt)
+    cache = "static" if name == "transformers-static" else None
+    return Transformers(weights, device, precision, prompt, cache)

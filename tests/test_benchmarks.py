@@ -1,5 +1,6 @@
 """Every benchmark as a user runs it, on a tiny model and a few tokens."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,13 +16,18 @@ SCRIPTS = ("bench_generate.py", "bench_load.py", "bench_upstream.py")
 YARDSTICK = ("transformers", "float32")
 STAGES = ["semantic", "coarse", "fine", "codec"]
 TINY = ("--model", "random", "--repeats", "1")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 COUNTS = {"semantic": 4, "coarse": 12, "fine": 6, "codec": 6}
 
 pytestmark = pytest.mark.slow
 
 
-def run(script: str, *options: object, path: Path | None = None) -> subprocess.CompletedProcess:
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(path)} if path else {})
+def run(
+    script: str, *options: object, path: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess:
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | variables
+    if path:
+        env["PYTHONPATH"] = os.pathsep.join([str(path), *filter(None, [env.get("PYTHONPATH")])])
     words = [sys.executable, str(BENCHMARKS / script), *map(str, options)]
     return subprocess.run(words, capture_output=True, text=True, env=env, timeout=300)
 
@@ -58,6 +64,13 @@ def test_help_names_the_options_and_the_json_line(script: str) -> None:
     done = run(script, "--help")
     assert done.returncode == 0, done.stderr
     assert all(text in done.stdout for text in ("--model", "--repeats", "--json", "JSON"))
+
+
+@pytest.mark.parametrize("script", ["bench_kernels.py", "gpu_report.py"])
+def test_help_of_the_scripts_for_a_gpu(script: str) -> None:
+    done = run(script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert all(text in done.stdout for text in ("--device", "--quick", "--json", "JSON"))
 
 
 def test_generate_measures_each_stage_at_each_precision(tmp_path: Path) -> None:
@@ -160,6 +173,101 @@ def test_load_measures_seconds_and_memory() -> None:
         assert result["peak_rss_bytes"] > result["growth_bytes"] > 1e6
     assert full["file_bytes"] > max(1e7, 3 * small["file_bytes"])
     assert full["growth_over_first"] == 1
+
+
+def test_generate_and_upstream_decode_with_the_backend_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "plot.png"
+    options = ("--semantic-tokens", 4, "--warmup", 0, "--backend", "torch", "--plot", plot)
+    document = closing_json(run("bench_generate.py", *TINY, *options))
+    assert document["decoding"] == "plain torch"
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    plot.unlink()
+    document = closing_json(run("bench_upstream.py", *TINY, *options, "--sides", "minibark"))
+    assert [result["label"] for result in document["results"]] == ["minibark torch float32"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_upstream_warms_up_shortly_and_begins_no_round_beyond_its_limit() -> None:
+    options = ("--semantic-tokens", 4, "--warmup-tokens", 2, "--limit-s", 0.001, "--repeats", 3)
+    done = run("bench_upstream.py", "--model", "random", *options, "--sides", "minibark")
+    (result,) = closing_json(done)["results"]
+    assert result["stages"]["coarse"]["tokens"] == 12
+    assert "no time for more than 1 rounds" in done.stderr
+
+
+# ---- for a GPU, tried out on a CPU
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+def test_kernels_are_compared_with_their_references(tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--quick", "--kernel", "norm_linear", "linear_residual")
+    plot = tmp_path / "plot.png" if importlib.util.find_spec("matplotlib") else None
+    options += ("--plot", plot) if plot else ()
+    done = run("bench_kernels.py", *options, TRITON_INTERPRET="1")
+    document = closing_json(done)
+    assert "TIMES MEAN NOTHING" in done.stdout.upper()
+    assert not document["times_mean_something"]
+    found = {(r["kernel"], r["precision"]): r for r in document["results"]}
+    kinds = [(name, p) for name in ("norm_linear", "linear_residual") for p in ("float16", "int8")]
+    assert list(found) == kinds
+    for result in found.values():
+        assert 0 <= result["error"] <= result["tolerance"] and result["right"]
+        assert result["seconds"]["median"] > 0 and result["times_ref"] > 0
+    assert found["norm_linear", "float16"]["times_torch"] > 0
+    assert plot is None or plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+def test_kernels_on_a_cpu_want_the_interpreter() -> None:
+    done = run("bench_kernels.py", "--device", "cpu", TRITON_INTERPRET="0")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].endswith("need each other")
+    assert "Traceback" not in done.stderr
+
+
+def test_kernels_without_triton_say_how_to_install_it(tmp_path: Path) -> None:
+    code = (
+        "import importlib.util as u, runpy, sys; find = u.find_spec\n"
+        "u.find_spec = lambda name, *args: None if name == 'triton' else find(name, *args)\n"
+        f"sys.path.insert(0, {str(BENCHMARKS)!r}); sys.argv = ['bench_kernels.py']\n"
+        f"runpy.run_path({str(BENCHMARKS / 'bench_kernels.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "bench_kernels: triton is not installed; pip install 'minibark[gpu]' (Linux)\n"
+    )
+
+
+def test_report_runs_its_parts_and_lists_the_figures(tmp_path: Path) -> None:
+    out, file = tmp_path / "out", tmp_path / "report.json"
+    options = ("--quick", "--device", "cpu", "--only", "card", "step", "--json", file)
+    document = closing_json(run("gpu_report.py", "--out", out, *options))
+    assert not document["times_mean_something"]
+    assert document["failed"] == {}
+    assert len(document["figures"]) == 6
+    measured = [row["figure"] for row in document["figures"] if row["measured"] is not None]
+    assert len(measured) == 1 and "decode step" in measured[0]
+    report = json.loads(file.read_text())
+    assert report == json.loads((out / "report.json").read_text())
+    assert report["figures"] == document["figures"]
+    assert_card(report["parts"]["card"]["card"])
+    steps = report["parts"]["step"]["steps"]
+    assert steps and all(0 < s["share_of_copy"] and s["n_bytes"] > 0 for s in steps)
+    assert ("triton" in [s["backend"] for s in steps]) == HAS_TRITON
+
+
+def test_report_goes_on_after_a_part_that_fails(tmp_path: Path) -> None:
+    voice = tmp_path / "voice.npz"
+    voice.write_bytes(b"no voice")
+    options = ("--device", "cpu", "--quick", "--only", "tokens", "sanitizer", "--voice", voice)
+    done = run("gpu_report.py", "--out", tmp_path / "out", *options)
+    assert done.returncode == 1
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["failed"] == {"tokens": "exit status 1"}
+    assert "VoiceError" in done.stdout
+    assert "---- sanitizer" in done.stdout
 
 
 @pytest.mark.parametrize("script", ["bench_generate.py", "bench_upstream.py"])

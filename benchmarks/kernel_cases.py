@@ -1,0 +1,479 @@
+"""The kernels at the sizes where Bark uses them, with their references and torch's own operators.
+
+Imports triton. Operands are random; products of a row are about 1, whatever the width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from bench_kernels import KERNELS
+from replays import Call, n_sets
+from torch import Tensor
+
+from minibark import ops
+from minibark.kernels import decode_attention as decode_file
+from minibark.kernels import linear as linear_file
+from minibark.kernels import step as step_file
+from minibark.kernels.attention import attention, attention_ref
+from minibark.kernels.checks import dependent_launch
+from minibark.kernels.decode_attention import (
+    Splits,
+    decode_attention,
+    decode_attention_ref,
+    decode_attention_splits,
+)
+from minibark.kernels.layer import Layer, decode_layer, decode_layer_ref
+from minibark.kernels.linear import (
+    Matrix,
+    Norm,
+    combine_residual,
+    combine_residual_ref,
+    linear_residual,
+    linear_residual_ref,
+    norm_linear,
+    norm_linear_ref,
+    norm_qkv,
+    norm_qkv_ref,
+)
+from minibark.kernels.step import choose_tokens, choose_tokens_ref, embed_tokens, embed_tokens_ref
+from minibark.precision import quantize_rows
+
+WIDTHS = {"small": (768, 12), "large": (1024, 16), "random": (32, 2)}  # channels, heads
+N_POSITIONS = 1024  # in a cache
+N_KEYS = 900  # of them filled: a coarse window has 887 to 946
+ATTENTION_LENGTHS = (257, 887, 1024)  # semantic and coarse prompt; the fine stage
+N_IDS = 12_096  # in the coarse model's table
+HEADS = (1024, 10_000)  # ids that a coarse and a semantic token are chosen from
+N_STEPS = 60
+
+# Of the largest value. The tensor cores round both factors; one row is summed in float32.
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel at one size."""
+
+    kernel: str
+    size: str
+    precision: str  # of the weights, or of q, k and v
+    n_rows: int = 1
+    n_keys: int = N_KEYS  # of attention
+    n_ids: int | None = None  # to choose from
+    causal: bool | None = None
+
+    @property
+    def label(self) -> str:
+        """The size in words."""
+        words = [self.size, self.precision, f"B {self.n_rows}"]
+        if "attention" in self.kernel or self.kernel == "decode_layer":
+            words.append(f"T {self.n_keys}")
+        if self.n_ids is not None:
+            words.append(f"V {self.n_ids}")
+        if self.causal is not None:
+            words.append("causal" if self.causal else "full")
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A case made ready: one call for each set of operands, and what the calls cost."""
+
+    ours: list[Call]
+    ref: list[Call]
+    error: float  # largest difference from the reference, of its largest value
+    tolerance: float
+    n_bytes: int  # read and written by a call, at least
+    torch: list[Call] = field(default_factory=list)  # torch's own operators, if it has them
+    n_flop: int = 0
+    dependent: bool = False  # whether to time it without dependent launch too
+
+
+class HostLengths(tuple[int, ...]):
+    """Lengths that a reference can read while it is recorded, when nothing may be waited for."""
+
+    def tolist(self) -> list[int]:
+        return list(self)
+
+
+def cases(*, quick: bool, on_cpu: bool) -> list[Case]:
+    """What is measured. On a CPU float16 stands for bfloat16, which is wrong in the interpreter."""
+    half = "float16" if on_cpu else "bfloat16"
+    sizes = ("random",) if on_cpu and quick else ("large", "small")
+    found = []
+    for size in sizes:
+        batches = (1, 16) if size == "large" or not quick else (1,)
+        linears = ("norm_qkv", "combine_residual", "norm_linear", "linear_residual")
+        for kernel in ("decode_layer", *linears):
+            for precision in (half, "int8") if size != "small" or not quick else (half,):
+                for n_rows in (1,) if kernel == "combine_residual" else batches:
+                    if not (quick and n_rows > 1 and precision == "int8"):
+                        found.append(Case(kernel, size, precision, n_rows))
+        keys = (N_KEYS,) if quick else (257, N_KEYS, N_POSITIONS)
+        for n_rows in batches:
+            found += [Case("decode_attention", size, half, n_rows, n) for n in keys]
+        lengths = (65,) if on_cpu and quick else ATTENTION_LENGTHS
+        for n in lengths if size != "small" or not quick else ():
+            for causal in (True, False):
+                found.append(Case("attention", size, half, 1, n, causal=causal))
+    found += [Case("embed_tokens", sizes[0], half, n_rows) for n_rows in (1, 16)]
+    found += [
+        Case("choose_tokens", sizes[0], "float32", n_rows, n_ids=n_ids)
+        for n_rows in (1, 16)
+        for n_ids in HEADS
+    ]
+    return sorted(found, key=lambda case: KERNELS.index(case.kernel))
+
+
+def prepare(case: Case, device: torch.device) -> Work:
+    """Make the operands of a case and compare the kernel with its reference once."""
+    torch.manual_seed(0)
+    makers: dict[str, Callable[[Case, torch.device], Work]] = {
+        "decode_layer": _decode_layer,
+        "decode_attention": _decode_attention,
+        "attention": _attention,
+        "norm_linear": _norm_linear,
+        "norm_qkv": _norm_qkv,
+        "linear_residual": _linear_residual,
+        "combine_residual": _combine_residual,
+        "embed_tokens": _embed_tokens,
+        "choose_tokens": _choose_tokens,
+    }
+    return makers[case.kernel](case, device)
+
+
+def launches_early(device: torch.device) -> bool:
+    """Whether kernels start before the one in front has ended, on this GPU."""
+    return bool(dependent_launch(device)["PDL"])
+
+
+@contextlib.contextmanager
+def plain_launches() -> Iterator[None]:
+    """Launch every kernel after the one in front has ended, while the block runs."""
+    files: tuple[Any, ...] = (linear_file, decode_file, step_file)
+    for file in files:
+        file.dependent_launch = lambda device: {"PDL": False}
+    try:
+        yield
+    finally:
+        for file in files:
+            file.dependent_launch = dependent_launch
+
+
+# ---- operands
+
+
+def _matrix(n_out: int, n_in: int, precision: str, device: torch.device) -> Matrix:
+    weight = torch.randn(n_out, n_in, device=device) / math.sqrt(n_in)
+    bias = torch.randn(n_out, device=device)
+    if precision == "int8":
+        return Matrix(*quantize_rows(weight), bias)
+    dtype = getattr(torch, precision)
+    return Matrix(weight.to(dtype), None, bias.to(dtype))
+
+
+def _norm(case: Case, device: torch.device) -> Norm:
+    width, dtype = WIDTHS[case.size][0], _half(case, device)
+    weight, bias = torch.rand(width, device=device) + 0.5, torch.randn(width, device=device)
+    return Norm(weight.to(dtype), bias.to(dtype), 1e-5)
+
+
+def _cache(case: Case, device: torch.device) -> Tensor:
+    """(2, B, H, T, D), full."""
+    width, n_head = WIDTHS[case.size]
+    shape = (2, case.n_rows, n_head, N_POSITIONS, width // n_head)
+    return torch.randn(shape, device=device, dtype=_half(case, device))
+
+
+def _half(case: Case, device: torch.device) -> torch.dtype:
+    """The type of the cache."""
+    if case.precision == "int8":
+        return torch.bfloat16 if device.type == "cuda" else torch.float16
+    return getattr(torch, case.precision)
+
+
+def _lengths(case: Case, device: torch.device) -> tuple[Tensor, HostLengths]:
+    values = [case.n_keys] * case.n_rows
+    return torch.tensor(values, dtype=torch.int32, device=device), HostLengths(values)
+
+
+def _bytes(*tensors: Tensor | None) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def _matrices(case: Case, n_out: int, n_in: int, device: torch.device) -> list[Matrix]:
+    first = _matrix(n_out, n_in, case.precision, device)
+    more = n_sets(_bytes(*first), device) - 1
+    return [first, *(_matrix(n_out, n_in, case.precision, device) for _ in range(more))]
+
+
+def _difference(ours: Tensor, expected: Tensor) -> float:
+    ours, expected = ours.float(), expected.float()
+    return float((ours - expected).abs().max() / expected.abs().max())
+
+
+def _tolerance(case: Case, device: torch.device, *, products: bool) -> float:
+    """By the type that tensor cores multiply (`products`) or a result is stored in, if any."""
+    if not products:
+        return TOLERANCES[torch.float32]
+    return TOLERANCES[_half(case, device)]
+
+
+# ---- kernels
+
+
+def _norm_linear(case: Case, device: torch.device) -> Work:
+    width, _ = WIDTHS[case.size]
+    norm, matrices = _norm(case, device), _matrices(case, 4 * width, width, device)
+    x = torch.randn(case.n_rows, width, device=device)
+    out = norm_linear(x, norm, matrices[0], gelu=True)
+    expected = norm_linear_ref(x, norm, matrices[0], gelu=True)
+    xs = x.to(_half(case, device))
+    return Work(
+        ours=[partial(norm_linear, x, norm, m, gelu=True) for m in matrices],
+        ref=[partial(norm_linear_ref, x, norm, m, gelu=True) for m in matrices],
+        torch=[]
+        if case.precision == "int8"
+        else [partial(_torch_norm_linear, xs, norm, m, gelu=True) for m in matrices],
+        error=_difference(out, expected),
+        tolerance=_tolerance(case, device, products=case.n_rows > 1),
+        n_bytes=_bytes(x, *matrices[0], norm.weight, norm.bias, out),
+    )
+
+
+def _norm_qkv(case: Case, device: torch.device) -> Work:
+    width, _ = WIDTHS[case.size]
+    norm, matrices = _norm(case, device), _matrices(case, 3 * width, width, device)
+    x, kv = torch.randn(case.n_rows, width, device=device), _cache(case, device)
+    lengths, host = _lengths(case, device)
+    expected_kv = kv.clone()
+    q = norm_qkv(x, norm, matrices[0], kv, lengths)
+    expected = norm_qkv_ref(x, norm, matrices[0], expected_kv, lengths)
+    xs = x.to(kv.dtype)
+    return Work(
+        ours=[partial(norm_qkv, x, norm, m, kv, lengths) for m in matrices],
+        ref=[partial(norm_qkv_ref, x, norm, m, kv, host) for m in matrices],
+        torch=[]
+        if case.precision == "int8"
+        else [partial(_torch_norm_qkv, xs, norm, m, kv, lengths) for m in matrices],
+        error=max(_difference(q, expected), _difference(kv, expected_kv)),
+        tolerance=_tolerance(case, device, products=True),  # q, k and v are rounded
+        n_bytes=_bytes(x, *matrices[0], norm.weight, norm.bias) + 3 * _bytes(q),
+    )
+
+
+def _linear_residual(case: Case, device: torch.device) -> Work:
+    width, _ = WIDTHS[case.size]
+    matrices = _matrices(case, width, 4 * width, device)
+    h = torch.randn(case.n_rows, 4 * width, device=device)
+    x = torch.randn(case.n_rows, width, device=device)
+    out, expected = x.clone(), x.clone()
+    linear_residual(h, matrices[0], out)
+    linear_residual_ref(h, matrices[0], expected)
+    hs, xs = h.to(_half(case, device)), x.to(_half(case, device))
+    return Work(
+        ours=[partial(linear_residual, h, m, x) for m in matrices],
+        ref=[partial(linear_residual_ref, h, m, x) for m in matrices],
+        torch=[]
+        if case.precision == "int8"
+        else [partial(_torch_linear_residual, hs, m, xs) for m in matrices],
+        error=_difference(out, expected),
+        tolerance=_tolerance(case, device, products=case.n_rows > 1),
+        n_bytes=_bytes(h, *matrices[0], x, x),
+    )
+
+
+def _combine_residual(case: Case, device: torch.device) -> Work:
+    width, n_head = WIDTHS[case.size]
+    matrices, kv = _matrices(case, width, width, device), _cache(case, device)
+    lengths, _ = _lengths(case, device)
+    q = torch.randn(1, n_head, 1, width // n_head, device=device, dtype=kv.dtype)
+    splits: Splits = decode_attention_splits(q, kv[0], kv[1], lengths)
+    x = torch.randn(1, width, device=device)
+    out, expected = x.clone(), x.clone()
+    combine_residual(splits, matrices[0], out)
+    combine_residual_ref(splits, matrices[0], expected)
+    attended, xs = torch.randn(1, width, device=device, dtype=kv.dtype), x.to(kv.dtype)
+    return Work(
+        ours=[partial(combine_residual, splits, m, x) for m in matrices],
+        ref=[partial(combine_residual_ref, splits, m, x) for m in matrices],
+        # torch's attention has no splits to bring together.
+        torch=[]
+        if case.precision == "int8"
+        else [partial(_torch_linear_residual, attended, m, xs) for m in matrices],
+        error=_difference(out, expected),
+        tolerance=_tolerance(case, device, products=False),
+        n_bytes=_bytes(*splits, *matrices[0], x, x),
+    )
+
+
+def _decode_attention(case: Case, device: torch.device) -> Work:
+    first = _cache(case, device)
+    lengths, host = _lengths(case, device)
+    n = case.n_keys
+    read = _bytes(first[:, :, :, :n])
+    caches = [first, *(_cache(case, device) for _ in range(n_sets(read, device) - 1))]
+    q = torch.randn_like(first[0, :, :, :1])
+    out = decode_attention(q, first[0], first[1], lengths)
+    expected = decode_attention_ref(q, first[0], first[1], host)
+    return Work(
+        ours=[partial(decode_attention, q, kv[0], kv[1], lengths) for kv in caches],
+        ref=[partial(decode_attention_ref, q, kv[0], kv[1], host) for kv in caches],
+        torch=[
+            partial(F.scaled_dot_product_attention, q, kv[0, :, :, :n], kv[1, :, :, :n])
+            for kv in caches
+        ],
+        error=_difference(out, expected),
+        tolerance=_tolerance(case, device, products=True),  # the output is rounded
+        n_bytes=read + 2 * _bytes(q),
+    )
+
+
+def _attention(case: Case, device: torch.device) -> Work:
+    width, n_head = WIDTHS[case.size]
+    causal, n = bool(case.causal), case.n_keys
+
+    def qkv() -> list[Tensor]:
+        """Views of one tensor (B, T, 3 C), as the model makes them."""
+        packed = torch.randn(case.n_rows, n, 3 * width, device=device, dtype=_half(case, device))
+        return [
+            part.unflatten(-1, (n_head, -1)).transpose(1, 2) for part in packed.chunk(3, dim=-1)
+        ]
+
+    first = qkv()
+    sets = [first, *(qkv() for _ in range(n_sets(_bytes(*first), device) - 1))]
+    out = attention(*first, causal=causal)
+    n_pairs = n * (n + 1) // 2 if causal else n * n
+    return Work(
+        ours=[partial(attention, *given, causal=causal) for given in sets],
+        ref=[partial(attention_ref, *given, causal=causal) for given in sets[:8]],
+        torch=[partial(F.scaled_dot_product_attention, *given, is_causal=causal) for given in sets],
+        error=_difference(out, attention_ref(*first, causal=causal)),
+        tolerance=_tolerance(case, device, products=True),
+        n_bytes=_bytes(*first, out),
+        n_flop=4 * case.n_rows * width * n_pairs,
+    )
+
+
+def _decode_layer(case: Case, device: torch.device) -> Work:
+    width, _ = WIDTHS[case.size]
+    lengths, host = _lengths(case, device)
+
+    def layer() -> tuple[Layer, Tensor]:
+        shapes = {"qkv": (3, 1), "proj": (1, 1), "fc": (4, 1), "out": (1, 4)}
+        matrices = {
+            name: _matrix(n_out * width, n_in * width, case.precision, device)
+            for name, (n_out, n_in) in shapes.items()
+        }
+        made = Layer(norm_1=_norm(case, device), norm_2=_norm(case, device), **matrices)
+        return made, _cache(case, device)
+
+    first, kv = layer()
+    weights = (first.qkv, first.proj, first.fc, first.out)
+    n_weight_bytes = sum(_bytes(*matrix) for matrix in weights)
+    n_bytes = n_weight_bytes + _bytes(kv[:, :, :, : case.n_keys])
+    layers = [(first, kv), *(layer() for _ in range(n_sets(n_bytes, device) - 1))]
+    x = torch.randn(case.n_rows, width, device=device)
+    out, expected = x.clone(), x.clone()
+    decode_layer(out, first, kv.clone(), lengths)
+    decode_layer_ref(expected, first, kv.clone(), lengths)
+    xs = x.to(kv.dtype)
+    return Work(
+        ours=[partial(decode_layer, x, parts, kv, lengths) for parts, kv in layers],
+        ref=[partial(decode_layer_ref, x, parts, kv, host) for parts, kv in layers],
+        torch=[]
+        if case.precision == "int8"
+        else [partial(_torch_layer, xs, parts, kv, lengths) for parts, kv in layers],
+        error=_difference(out, expected),
+        tolerance=_tolerance(case, device, products=True),  # q and the cache are rounded
+        n_bytes=n_bytes,
+        dependent=launches_early(device),
+    )
+
+
+def _embed_tokens(case: Case, device: torch.device) -> Work:
+    width, _ = WIDTHS[case.size]
+    dtype = _half(case, device)
+    table = torch.randn(N_IDS, width, device=device).to(dtype)
+    positions = torch.randn(N_POSITIONS, width, device=device).to(dtype)
+    lengths = torch.zeros(case.n_rows, dtype=torch.int32, device=device)
+    index = torch.zeros(1, dtype=torch.int64, device=device)
+    sets = [torch.randint(N_IDS, (case.n_rows,), device=device) for _ in range(8)]
+
+    def ref(tokens: Tensor) -> Tensor:
+        # Its lengths must not grow beyond the table; the kernel's may.
+        return embed_tokens_ref(tokens, table, positions, lengths.clone(), index.clone())
+
+    expected = ref(sets[0])
+    out = embed_tokens(sets[0], table, positions, lengths, index)
+    return Work(
+        ours=[partial(embed_tokens, t, table, positions, lengths, index) for t in sets],
+        ref=[partial(ref, tokens) for tokens in sets],
+        error=_difference(out, expected),
+        tolerance=_tolerance(case, device, products=False),
+        n_bytes=_bytes(sets[0], lengths, lengths, out) + _bytes(table[: case.n_rows]) * 2,
+    )
+
+
+def _choose_tokens(case: Case, device: torch.device) -> Work:
+    assert case.n_ids is not None
+    logits = torch.randn(case.n_rows, case.n_ids, device=device)
+    noise = torch.empty(N_STEPS, case.n_rows, case.n_ids, device=device).exponential_()
+    index = torch.full((1,), 2, dtype=torch.int64, device=device)
+
+    def results() -> list[Tensor]:
+        """token, tokens and last_p."""
+        tokens = torch.zeros(N_STEPS, case.n_rows, dtype=torch.int64, device=device)
+        return [tokens[0].clone(), tokens, tokens.float()]
+
+    ours, expected = results(), results()
+    call = partial(choose_tokens, logits, noise, 0.7, 100, index, *ours)
+    # The reference would wait for an index on the GPU.
+    ref = partial(choose_tokens_ref, logits, noise, 0.7, 100, 2, *expected)
+    call()
+    ref()
+    return Work(
+        ours=[call],
+        ref=[ref],
+        error=max(_difference(a, b) for a, b in zip(ours, expected, strict=True)),
+        tolerance=_tolerance(case, device, products=False),
+        n_bytes=_bytes(logits, noise[0], ours[0], ours[1][0], ours[2][0]),
+    )
+
+
+# ---- torch's own operators, as the torch backend uses them
+
+
+def _torch_norm_linear(x: Tensor, norm: Norm, matrix: Matrix, *, gelu: bool = False) -> Tensor:
+    x = F.layer_norm(x, x.shape[1:], norm.weight, norm.bias, norm.eps)
+    y = F.linear(x, matrix.weight, matrix.bias)
+    return F.gelu(y) if gelu else y
+
+
+def _torch_norm_qkv(x: Tensor, norm: Norm, matrix: Matrix, kv: Tensor, lengths: Tensor) -> Tensor:
+    n_head = kv.shape[2]
+    qkv = _torch_norm_linear(x, norm, matrix).view(len(x), 3, n_head, -1).transpose(0, 1)
+    new = qkv[1:].unsqueeze(3)
+    place = (lengths.long() - 1)[None, :, None, None, None]
+    kv.scatter_(3, place.expand(new.shape), new)
+    return qkv[0].unsqueeze(2)
+
+
+def _torch_linear_residual(h: Tensor, matrix: Matrix, x: Tensor) -> Tensor:
+    return x + F.linear(h, matrix.weight, matrix.bias)
+
+
+def _torch_layer(x: Tensor, layer: Layer, kv: Tensor, lengths: Tensor) -> Tensor:
+    q = _torch_norm_qkv(x, layer.norm_1, layer.qkv, kv, lengths)
+    attended = ops.decode_attention(q, kv[0], kv[1], lengths).view(x.shape)
+    x = _torch_linear_residual(attended, layer.proj, x)
+    h = _torch_norm_linear(x, layer.norm_2, layer.fc, gelu=True)
+    return _torch_linear_residual(h, layer.out, x)
