@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from codes import Coded, noisy
 from tiny import work_argument
 from torch import nn
-from training import Batch, Losses, top1, train, training_arguments
+from training import Batch, Losses, start_from, top1, train, training_arguments
 
 from minibark.coarse import _start, window_prompt
 from minibark.model import GPT
@@ -79,6 +79,7 @@ def main() -> None:
 
     validation = [make(coded.dev[k : k + 32], 10**9 + k, 0.0) for k in range(0, 256, 32)]
     model = GPT(config.coarse)
+    start_from(args.start_from, "coarse", model)
     train("coarse", model, batch, losses, args.work, args, validation=validation)
 
 

@@ -22,6 +22,7 @@ from minibark.config import BarkConfig
 from minibark.voice import Voice
 
 N_TRAIN, N_DEV = 8_000, 320
+N_NUMBERS = 3_000  # more for training, about figures: each must be heard out of ten
 
 
 def main() -> None:
@@ -39,7 +40,9 @@ def main() -> None:
     state = torch.load(args.work / "codec.pt", weights_only=True, map_location="cpu")["model"]
     codec.load_state_dict(state)
     codec.eval()
-    chosen = data.of_split("train")[:N_TRAIN] + data.of_split("dev")[:N_DEV]
+    train = data.of_split("train")
+    numbers = [i for i in train[N_TRAIN:] if data.sentences[i]["kind"] == "numbers"]
+    chosen = train[:N_TRAIN] + numbers[:N_NUMBERS] + data.of_split("dev")[:N_DEV]
     found, ends = [], []
     for done, i in enumerate(chosen):
         n_frames = n_coarse_steps(int(n_semantic[i]), config.generation) // 2

@@ -19,7 +19,7 @@ from codes import encode
 from corpus import Corpus
 from tiny import SPEEDS, USUAL_SPEED, VOICES, Data, work_argument
 from torch import Tensor
-from training import load_averaged
+from training import load_averaged, start_from
 
 from minibark.coarse import n_coarse_steps
 from minibark.model import GPT, FineGPT
@@ -41,6 +41,10 @@ def main() -> None:
     parser.add_argument(
         "--sharper", type=float, default=SHARPER, help="factor of the semantic logits (%(default)s)"
     )
+    parser.add_argument(
+        "--start-from", type=Path, metavar="DIR",
+        help="a checkpoint whose GPTs stand in where the working folder has none, as they are",
+    )  # fmt: skip
     args = parser.parse_args()
     corpus = Corpus.load(args.work)
     data, config = corpus.data, corpus.config
@@ -49,12 +53,21 @@ def main() -> None:
     codec_state = {"codebooks": codec.quantizer.books}
     codec_state |= {f"decoder.{name}": t for name, t in codec.decoder.state_dict().items()}
     states: dict[str, dict[str, Tensor]] = {
-        "semantic": load_averaged("semantic", GPT(config.semantic), args.work).state_dict(),
-        "coarse": load_averaged("coarse", GPT(config.coarse), args.work).state_dict(),
-        "fine": load_averaged("fine", FineGPT(config.fine), args.work).state_dict(),
-        "codec": {name: tensor.half() for name, tensor in codec_state.items()},
+        "codec": {name: tensor.half() for name, tensor in codec_state.items()}
     }
-    states["semantic"]["lm_head.weight"] = states["semantic"]["lm_head.weight"] * args.sharper
+    for stage, model in (
+        ("semantic", GPT(config.semantic)),
+        ("coarse", GPT(config.coarse)),
+        ("fine", FineGPT(config.fine)),
+    ):
+        if args.start_from and not (args.work / f"{stage}.pt").exists():
+            start_from(args.start_from, stage, model)
+        else:
+            load_averaged(stage, model, args.work)
+            if stage == "semantic":
+                with torch.no_grad():
+                    model.lm_head.weight.mul_(args.sharper)
+        states[stage] = model.state_dict()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         for (speaker, speed), i in voice_utterances(data).items():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from codes import Coded
 from tiny import work_argument
 from torch import nn
-from training import Batch, Losses, top1, train, training_arguments
+from training import Batch, Losses, start_from, top1, train, training_arguments
 
 from minibark.model import FineGPT
 
@@ -78,6 +78,7 @@ def main() -> None:
 
     validation = [make(coded.dev[k : k + 20], 10**9 + k, 0.0) for k in range(0, 240, 20)]
     model = FineGPT(config.fine)
+    start_from(args.start_from, "fine", model)
     train("fine", model, batch, losses, args.work, args, validation=validation)
 
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from corpus import Corpus
 from tiny import N_SEMANTIC, N_TEXT, USUAL_SPEED, VOICES, work_argument
 from torch import Tensor, nn
-from training import Batch, Losses, length_batches, top1, train, training_arguments
+from training import Batch, Losses, length_batches, start_from, top1, train, training_arguments
 
 from minibark.model import GPT
 from minibark.semantic import semantic_prompt
@@ -49,6 +49,7 @@ def main() -> None:
     examples = Examples(Corpus.load(args.work), args.fast_steps)
     torch.manual_seed(0)
     model = GPT(examples.config.semantic)
+    start_from(args.start_from, "semantic", model)
     train(
         "semantic",
         model,

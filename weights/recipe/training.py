@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from minibark import ops
+from minibark.weights import open_checkpoint
 
 Batch = tuple[Tensor, ...]
 Losses = dict[str, Tensor]  # "loss" is what is trained; the others are only logged
@@ -28,6 +29,9 @@ def training_arguments(parser: argparse.ArgumentParser, *, steps: int, rate: flo
     parser.add_argument("--rate", type=float, default=rate, help="learning rate (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
+    parser.add_argument(
+        "--start-from", type=Path, metavar="DIR", help="a checkpoint whose stage is taken further"
+    )
     parser.add_argument(
         "--fresh", action="store_true", help="begin again in place of going on from the last state"
     )
@@ -123,6 +127,13 @@ def train(
             os.replace(state_path.with_suffix(".part"), state_path)
     plot(log_path)
     return averaged.eval()
+
+
+def start_from(checkpoint: Path | None, stage: str, model: nn.Module) -> None:
+    """Give a model the weights that a checkpoint has for its stage; without one, do nothing."""
+    if checkpoint is not None:
+        state = open_checkpoint(checkpoint).parameters(stage, torch.float32)
+        model.load_state_dict(state)
 
 
 def load_averaged(name: str, model: nn.Module, work: Path) -> nn.Module:
