@@ -13,6 +13,8 @@ are read. float32, and the same as `ops.decode_attention` up to the order of sum
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -38,46 +40,57 @@ def pays(model: GPT) -> bool:
 
 
 class RowSumKVCache(KVCache):
-    """Keys (B, H, chunks, D, CHUNK) and values (B, H, block_size, D) of each layer, in float32."""
+    """A cache in float32, of all layers together: what a step needs of each is found at once.
+
+    Attributes:
+        keys: (n_layer, B, H, chunks, D, CHUNK).
+        values: (n_layer, B, H, block_size, D).
+    """
 
     def __init__(self, config: GPTConfig, batch_size: int) -> None:
-        self.shape = (batch_size, config.n_head, -(-config.block_size // CHUNK), config.head_size)
-        values = (batch_size, config.n_head, config.block_size, config.head_size)
-        self.keys = [torch.empty(*self.shape, CHUNK) for _ in range(config.n_layer)]
-        self.values = [torch.empty(values) for _ in range(config.n_layer)]
+        n_layer, n_head, head_size = config.n_layer, config.n_head, config.head_size
+        n_chunks = -(-config.block_size // CHUNK)
+        self.keys = torch.empty(n_layer, batch_size, n_head, n_chunks, head_size, CHUNK)
+        self.values = torch.empty(n_layer, batch_size, n_head, config.block_size, head_size)
         self.lengths = [0] * batch_size
-        _, n_head, n_chunks, head_size = self.shape
+        # Where rows and sums of rows begin, for whole buffers; a step takes parts of these.
         self._key_rows = torch.arange(n_head * n_chunks * head_size).view(n_head, n_chunks, -1)
         self._value_rows = torch.arange(n_head * config.block_size).view(n_head, -1)
-        self._heads = torch.arange(n_head * n_chunks)
-        self._rows: list[tuple[Tensor, ...]] = []
+        self._bags = torch.arange(n_head * n_chunks)
+        self._scale = torch.full((n_chunks, 1), head_size**-0.5)
+        self._steps: list[_Step] = []
 
     def prefill(self, layer: int, row: int, kv: Tensor) -> None:
         """Write a whole prompt's keys and values, (2, H, T, D), at the start of one row."""
         n_positions = kv.shape[2]
-        keys = self.keys[layer][row]
+        keys = self.keys[layer, row]
         for chunk, first in enumerate(range(0, n_positions, CHUNK)):
             part = kv[0, :, first : first + CHUNK].transpose(1, 2)  # (H, D, at most CHUNK)
             keys[:, chunk, :, : part.shape[2]] = part
-        self.values[layer][row, :, :n_positions] = kv[1]
+        self.values[layer, row, :, :n_positions] = kv[1]
 
     def grow(self) -> int | list[int] | Tensor:
         """Make room for one position more in every row, and say which one that is."""
         newest = super().grow()
-        head_size = self.shape[3]
-        self._rows = []
-        for length in self.lengths:
-            n_chunks = -(-length // CHUNK)
-            n_bags = self.shape[1] * n_chunks
-            self._rows.append(
-                (
-                    self._key_rows[:, :n_chunks].reshape(-1),
-                    self._heads[:n_bags] * head_size,
-                    self._value_rows[:, :length].reshape(-1),
-                    self._heads[: self.shape[1]] * length,
-                )
-            )
+        self._steps = [self._step(row, length) for row, length in enumerate(self.lengths)]
         return newest
+
+    def _step(self, row: int, length: int) -> _Step:
+        n_head, head_size = self.keys.shape[2], self.keys.shape[4]
+        n_chunks, newest = -(-length // CHUNK), length - 1
+        keys, values = self.keys[:, row], self.values[:, row]
+        return _Step(
+            length=length,
+            keys=keys.flatten(1, 3).unbind(),
+            values=values.flatten(1, 2).unbind(),
+            new_keys=keys[:, :, newest // CHUNK, :, newest % CHUNK].unbind(),
+            new_values=values[:, :, newest].unbind(),
+            key_rows=self._key_rows[:, :n_chunks].reshape(-1),
+            key_bags=self._bags[: n_head * n_chunks] * head_size,
+            value_rows=self._value_rows[:, :length].reshape(-1),
+            value_bags=self._bags[:n_head] * length,
+            scale=self._scale[:n_chunks],
+        )
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
         """Append the newest position of each row and attend to its past; qkv is (3, B, H, D).
@@ -85,25 +98,33 @@ class RowSumKVCache(KVCache):
         Returns:
             (B, H, D).
         """
-        scaled = qkv[0] * self.shape[3] ** -0.5
-        rows = [
-            self._attend(self.keys[layer][b], self.values[layer][b], scaled[b], qkv[1:, b], b)
-            for b in range(len(self.lengths))
-        ]
-        return rows[0][None] if len(rows) == 1 else torch.stack(rows)
+        rows = [step.attend(layer, qkv[:, row]) for row, step in enumerate(self._steps)]
+        return torch.stack(rows)
 
-    def _attend(self, keys: Tensor, values: Tensor, q: Tensor, kv: Tensor, row: int) -> Tensor:
-        """One row: keys (H, chunks, D, CHUNK), values (H, T, D), q (H, D), kv (2, H, D)."""
-        newest = self.lengths[row] - 1
-        n_chunks = newest // CHUNK + 1
-        keys[:, newest // CHUNK, :, newest % CHUNK] = kv[0]
-        values[:, newest] = kv[1]
-        key_rows, key_bags, value_rows, value_bags = self._rows[row]
-        weights = q[:, None].expand(-1, n_chunks, -1).reshape(-1)
-        scores = _sum_rows(keys.view(-1, CHUNK), key_rows, key_bags, weights)
-        scores = scores.view(len(q), -1)[:, : newest + 1]  # (H, length)
-        p = scores.softmax(-1).view(-1)
-        return _sum_rows(values.view(-1, q.shape[1]), value_rows, value_bags, p)  # (H, D)
+
+class _Step(NamedTuple):
+    """What one row's step needs: of each layer the tables and the places of the new position."""
+
+    length: int
+    keys: tuple[Tensor, ...]  # (H * chunks * D, CHUNK)
+    values: tuple[Tensor, ...]  # (H * block_size, D)
+    new_keys: tuple[Tensor, ...]  # (H, D)
+    new_values: tuple[Tensor, ...]  # (H, D)
+    key_rows: Tensor
+    key_bags: Tensor
+    value_rows: Tensor
+    value_bags: Tensor
+    scale: Tensor  # (chunks in use, 1)
+
+    def attend(self, layer: int, qkv: Tensor) -> Tensor:
+        """Append and attend, (3, H, D) -> (H, D)."""
+        q, k, v = qkv.unbind()
+        self.new_keys[layer].copy_(k)
+        self.new_values[layer].copy_(v)
+        weights = (q.unsqueeze(1) * self.scale).view(-1)  # q again for each chunk
+        scores = _sum_rows(self.keys[layer], self.key_rows, self.key_bags, weights)
+        p = scores.view(len(q), -1)[:, : self.length].softmax(-1).view(-1)
+        return _sum_rows(self.values[layer], self.value_rows, self.value_bags, p)
 
 
 def _sum_rows(table: Tensor, rows: Tensor, bags: Tensor, weights: Tensor) -> Tensor:

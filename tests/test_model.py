@@ -52,8 +52,8 @@ def new_cache(request, monkeypatch):
 
     def make(model: GPT, batch_size: int) -> KVCache:
         cache = RowSumKVCache(model.config, batch_size)
-        for buffer in (*cache.keys, *cache.values):
-            buffer.fill_(torch.nan)
+        cache.keys.fill_(torch.nan)
+        cache.values.fill_(torch.nan)
         return cache
 
     return make
