@@ -85,7 +85,8 @@ def has_int8_linear() -> bool:
 def has_int8_many_rows() -> bool:
     """Whether this torch has oneDNN's product of int8 matrices, and the processor is fit for it."""
     names = ("qlinear_prepack", "qlinear_pointwise")
-    return has_vnni() and all(hasattr(torch.ops.onednn, name) for name in names)
+    found = all(hasattr(torch.ops.onednn, name) for name in names)
+    return found and has_vnni() and hasattr(torch, "quantize_per_tensor")
 
 
 def has_int4_linear() -> bool:
@@ -233,19 +234,29 @@ class Int8ManyRows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K) -> (..., N) float32."""
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
         low, high = (float(bound) for bound in torch.aminmax(rows))
         if not math.isfinite(high - low):
             return x.new_full((*x.shape[:-1], len(self.scale)), math.nan)
         low, high = min(low, 0.0), max(high, 0.0)
         scale = max((high - low) / 255, 1e-12)
         zero = round(-low / scale)
-        q = torch.quantize_per_tensor(rows, scale, zero, torch.quint8).int_repr()
+        q = _to_bytes(rows, scale, zero)
         weight = (self.packed, self.scale, self.zero, self.bias)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             q, scale, zero, *weight, 1.0, 0, torch.float32, *self.after
         )
         return out.view(*x.shape[:-1], len(self.scale))
+
+
+def _to_bytes(x: Tensor, scale: float, zero: int) -> Tensor:
+    """A contiguous x / scale + zero, rounded, as uint8."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces, once, the end of quantized tensors
+        quantized = torch.quantize_per_tensor(x, scale, zero, torch.quint8)
+    # Its bytes as they lie there: torch's casts and `int_repr` take five times as long.
+    storage = quantized.untyped_storage()
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, x.shape, x.stride())
 
 
 class Int8Embedding(nn.Module):
