@@ -402,7 +402,8 @@ def test_an_int8_checkpoint_opens_in_every_precision(dtype, hf, int8):
 
 
 def test_an_int8_checkpoint_runs_in_int8_as_it_is(int8, monkeypatch):
-    monkeypatch.setattr(room, "has_int8_linear", lambda: False)  # packed ones cannot be seen
+    for name in ("has_int8_linear", "has_int8_many_rows"):  # packed ones cannot be seen
+        monkeypatch.setattr(room, name, lambda: False)
     checkpoint = opened(int8)
     found = 0
     for stage in ("semantic", "coarse", "fine"):
