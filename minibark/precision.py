@@ -388,11 +388,16 @@ class Int4Embedding(nn.Module):
 
 
 class Int4Linear(nn.Module):
-    """A Linear with int4 weights in groups: x (..., K) float32 -> (..., N) float32."""
+    """A Linear with int4 weights in groups: x (..., K) -> (..., N) float32.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    The operator takes and gives bfloat16. With `widen` False its answer is left so, where what
+    follows rounds it to that anyway or adds it to float32: the same numbers with fewer calls.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, widen: bool = True) -> None:
         """From a weight (N, K) of any floating type and a bias (N,)."""
         super().__init__()
+        self.widen = widen
         q, scale_and_zero = quantize_groups(weight)
         self.n_out = len(q)
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
@@ -408,12 +413,15 @@ class Int4Linear(nn.Module):
         """Multiply x (..., K)."""
         if not self.fast:
             weight = dequantize_groups(_unpack_nibbles(self.packed), self.scale_and_zero)
-            return F.linear(x, weight, self.bias)
+            return F.linear(x.float(), weight, self.bias)
+        rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
         out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x.reshape(-1, x.shape[-1]).bfloat16(), self.packed, GROUP, self.scale_and_zero
+            rows.bfloat16(), self.packed, GROUP, self.scale_and_zero
         )
-        out = out.float().view(*x.shape[:-1], self.n_out)
-        return out if self.bias is None else out.add_(self.bias)
+        out = out if x.ndim == 2 else out.view(*x.shape[:-1], self.n_out)
+        if self.bias is not None:
+            return out.float().add_(self.bias)
+        return out.float() if self.widen else out
 
 
 # ---- whole models
@@ -493,6 +501,8 @@ def reduce(
                     model.set_submodule(name.replace("c_fc", "act"), nn.Identity())
             else:
                 made = _linear(weight, scale, bias, kind)
+                if isinstance(made, Int4Linear):
+                    made.widen = name.endswith("c_attn")  # its answer is cached in float32
         else:
             made = _table(weight, scale, precision)
         model.set_submodule(name, made)
