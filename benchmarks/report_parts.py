@@ -653,7 +653,7 @@ def main() -> None:
     name, file, settings = sys.argv[1:]
     try:
         PARTS[name](Part(Path(file), json.loads(settings)))
-    except Exception:
+    except Exception:  # told where the rest of the report is read, not on another stream
         traceback.print_exc(file=sys.stdout)
         sys.exit(1)
 

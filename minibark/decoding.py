@@ -82,7 +82,11 @@ class CachedDecoder(Decoder):
         """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
         if self.cache is None or len(self.cache.lengths) != len(prompts):
             self.cache = new_cache(self.model, len(prompts))
-        return prefill_rows(self.model, prompts, self.cache, self.n_merged, head)
+        rows = [
+            self.model.prefill(prompt, self.cache, row, n_merged=self.n_merged, head=head)
+            for row, prompt in enumerate(prompts)
+        ]
+        return torch.stack(rows)
 
     def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
         """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
@@ -97,17 +101,6 @@ def new_cache(model: GPT, batch_size: int) -> KVCache:
         return rowsum.RowSumKVCache(model.config, batch_size)
     weight = model.transformer.wpe.weight
     return KVCache(model.config, batch_size, device=weight.device, dtype=weight.dtype)
-
-
-def prefill_rows(
-    model: GPT, prompts: Sequence[Tensor], cache: KVCache, n_merged: int, head: slice
-) -> Tensor:
-    """Fill every row of a cache from its prompt (T,); logits (B, V) of the ids in `head`."""
-    rows = [
-        model.prefill(prompt, cache, row, n_merged=n_merged, head=head)
-        for row, prompt in enumerate(prompts)
-    ]
-    return torch.stack(rows)
 
 
 class UncachedDecoder(Decoder):
