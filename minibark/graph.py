@@ -73,16 +73,18 @@ def choose_backend(name: str | None, device: torch.device) -> str:
 
 def why_no_triton(device: torch.device) -> str | None:
     """Why the kernels cannot run on a device, or None if they can."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; pip install 'minibark[gpu]' (Linux)"
+    installed = importlib.util.find_spec("triton") is not None
     if device.type != "cuda":
-        from .fused import runs_in_interpreter
+        if device.type == "cpu" and installed:
+            from .fused import runs_in_interpreter
 
-        if device.type == "cpu" and runs_in_interpreter():
-            return None
+            if runs_in_interpreter():
+                return None
         return f"it needs an NVIDIA GPU, and this is {device.type!r}; use backend='torch'"
     if torch.version.cuda is None:
         return "it needs an NVIDIA GPU; use backend='torch'"
+    if not installed:
+        return "triton is not installed; pip install 'minibark[gpu]' (Linux)"
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_GPU:
         have, need = (".".join(map(str, pair)) for pair in (capability, OLDEST_GPU))
