@@ -19,6 +19,7 @@ from replays import Call, n_sets
 from torch import Tensor
 
 from minibark import ops
+from minibark.int8 import quantize_rows
 from minibark.kernels import decode_attention as decode_file
 from minibark.kernels import linear as linear_file
 from minibark.kernels import step as step_file
@@ -44,7 +45,6 @@ from minibark.kernels.linear import (
     norm_qkv_ref,
 )
 from minibark.kernels.step import choose_tokens, choose_tokens_ref, embed_tokens, embed_tokens_ref
-from minibark.precision import quantize_rows
 
 WIDTHS = {"small": (768, 12), "large": (1024, 16), "random": (32, 2)}  # channels, heads
 N_POSITIONS = 1024  # in a cache

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMALL = 2**18  # numbers in a matrix up to which calling oneDNN costs more than it saves
-SHORT = 512  # queries, up to which torch's own attention is faster in any precision
+SHORT = 512  # queries, up to which torch's own attention over all positions is faster
+BLOCK = 160  # queries whose scores, of all heads, stay in the cache
 
 
 @functools.cache
@@ -60,20 +61,31 @@ def attention(
     Returns:
         (B, H, T, D), dtype of `q`.
     """
-    if causal or product_dtype is None or q.shape[2] <= SHORT:
+    if product_dtype is None or q.shape[2] <= (BLOCK if causal else SHORT):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    return _attention_by_head(q, k, v, product_dtype)
-
-
-def _attention_by_head(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
-    """One head after the other, so that its scores stay in the cache."""
     out = torch.empty_like(q)
-    scale = q.shape[-1] ** -0.5
-    q, k, v = (x.to(dtype, memory_format=torch.contiguous_format) for x in (q, k, v))
+    q = q * q.shape[-1] ** -0.5
+    q, k, v = (x.to(product_dtype, memory_format=torch.contiguous_format) for x in (q, k, v))
+    (_causal_attention_by_block if causal else _attention_by_head)(q, k, v, out)
+    return out
+
+
+def _attention_by_head(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    """One head after the other, so that its scores stay in the cache; q is scaled."""
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
-            out[b, h] = ((q[b, h] * scale) @ k[b, h].T).softmax(-1) @ v[b, h]
-    return out
+            out[b, h] = (q[b, h] @ k[b, h].T).softmax(-1) @ v[b, h]
+
+
+def _causal_attention_by_block(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+    """One block of queries after the other, over the keys up to its end; q is scaled."""
+    hidden = q.new_full((BLOCK, BLOCK), -torch.inf).triu_(1)
+    for first in range(0, q.shape[2], BLOCK):
+        last = min(first + BLOCK, q.shape[2])
+        n = last - first
+        scores = q[:, :, first:last] @ k[:, :, :last].transpose(2, 3)
+        scores[..., first:] += hidden[:n, :n]
+        out[:, :, first:last] = scores.softmax(-1) @ v[:, :, :last]
 
 
 def common_length(lengths: Sequence[int]) -> int | None:

@@ -1,27 +1,23 @@
 """What a precision means: how the large matrices are kept and multiplied.
 
     float16, bfloat16   matrices and tables in 16 bits
-    int8                w[n, k] ~ scale[n] * q[n, k],                     q in [-127, 127]
-    int4                w[n, k] ~ scale[n, g] * (q[n, k] - 8) + zero[n, g],  q in [0, 15],
-                        with g = k // 32, a scale and a zero for each group of 32 columns
+    int8                a scale for each row (`int8.py`)
+    int4                a scale and a zero for each 32 numbers of a row (`int4.py`)
 
 On a GPU the floating precisions are torch's own, and int8 is kept so that it is read fast: matrices
 of the layers in int8, all else, activations too, in bfloat16. The rest of this page is about CPUs.
 
 Whatever it is, a product takes float32 and gives float32; LayerNorms, cache, logits and the codec
-are float32. int8's products quantize their activations too, over the range that they have in that
-call. int4 is for the causal models' layers, whose steps read every weight for one position, and
-their text tables. What changes the tokens more stays int8: the first layer, the heads, the small
-tables. So does the fine model, whose products are bound by arithmetic.
+are float32. int4 is for the causal models' layers, whose steps read every weight for one position,
+and their text tables. What changes the tokens more stays int8: the first layer, the heads, the
+small tables. So does the fine model, whose products are bound by arithmetic.
 
-Three torch operators here may be missing or slow in another torch or on another processor.
-`describe_paths` tells which are used; where one is missing, plain torch gives the same within
-rounding.
+Operators that make this fast may be missing or slow elsewhere (`cpu.py`); `describe_paths` tells
+which are used.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -29,15 +25,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import cpu
+from .int4 import GROUP, Int4Embedding, Int4Linear
+from .int8 import (
+    FOR_INT8,
+    Int8Embedding,
+    Int8Linear,
+    Int8ManyRows,
+    Int8Weight,
+    dequantize_rows,
+    quantize_rows,
+)
 from .model import GPT, FineGPT, Head, SelfAttention
 from .ops import SMALL
 
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PRECISIONS = (*FLOATS, "int8", "int4")
 SCALE = "_scale"  # a state dict has an int8 matrix as NAME (N, K) and NAME_scale (N,) float32
-GROUP = 32  # columns that share a scale in int4
 BIG_TABLE = 2**25  # numbers in a table from which it is int4: the released text tables
-FOR_INT8 = torch.bfloat16  # what is not int8 in an int8 model on a GPU
 FEW_ROWS = 4  # up to so many, torch multiplies float16 fast on a CPU
 
 
@@ -72,52 +77,13 @@ def is_reduced(name: str, device: torch.device) -> bool:
     return name == "int8" or (device.type == "cpu" and name != "float32")
 
 
-# ---- what this torch and this processor can do
-
-
-def has_int8_linear() -> bool:
-    """Whether this torch multiplies int8 matrices; without, int8 saves memory but no time."""
-    return hasattr(torch.ops.quantized, "linear_dynamic") and (
-        torch.backends.quantized.engine not in ("none", "qnnpack")
-    )
-
-
-def has_int8_many_rows() -> bool:
-    """Whether this torch has oneDNN's product of int8 matrices, and the processor is fit for it."""
-    names = ("qlinear_prepack", "qlinear_pointwise")
-    found = all(hasattr(torch.ops.onednn, name) for name in names)
-    return found and has_vnni() and hasattr(torch, "quantize_per_tensor")
-
-
-def has_int4_linear() -> bool:
-    """Whether this torch multiplies int4 matrices on a CPU; without, int4 only saves memory."""
-    return hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu") and hasattr(
-        torch.ops.aten, "_convert_weight_to_int4pack_for_cpu"
-    )
-
-
-def has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself; others are faster in float32."""
-    return _processor_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-
-
-def has_vnni() -> bool:
-    """Whether this processor adds 8-bit products without saturating."""
-    return _processor_has("_is_vnni_supported", "_is_avx512_vnni_supported")
-
-
-def _processor_has(*tests: str) -> bool:
-    """Whether one of `torch.cpu`'s tests says so; this torch need not have them."""
-    return any(getattr(torch.cpu, name, lambda: False)() for name in tests)
-
-
 def warn_if_slow(precision: str, device: torch.device) -> None:
     """Say now, not in the middle, that this torch lacks an operator that makes a precision fast."""
     if device.type != "cpu":
         return
-    if precision in ("int8", "int4") and not has_int8_linear():
+    if precision in ("int8", "int4") and not cpu.has_int8_linear():
         missing = "quantized::linear_dynamic"
-    elif precision == "int4" and not has_int4_linear():
+    elif precision == "int4" and not cpu.has_int4_linear():
         missing = "_weight_int4pack_mm_for_cpu"
     else:
         return
@@ -132,14 +98,17 @@ def describe_paths(precision: str) -> str:
     """How a precision's products run on this machine, in words; for benchmarks and reports."""
     if precision == "float32":
         return "float32 products"
-    large = "bfloat16" if has_fast_bfloat16() else "float32"
+    large = "bfloat16" if cpu.has_fast_bfloat16() else "float32"
     if precision in FLOATS:
         return f"{precision} for single rows, {large} for many"
-    int8 = "int8 dynamic" if has_int8_linear() else "int8 expanded to float32"
-    int8 += "" if has_vnni() or not has_int8_linear() else ", 7-bit activations (no VNNI)"
+    int8 = "int8 dynamic" if cpu.has_int8_linear() else "int8 expanded to float32"
+    int8 += "" if cpu.has_vnni() or not cpu.has_int8_linear() else ", 7-bit activations (no VNNI)"
     if precision == "int8":
         return int8
-    return f"{'int4 packed' if has_int4_linear() else 'int4 expanded'} layers, else {int8}"
+    if not cpu.has_int4_linear():
+        return f"int4 expanded to float32 layers, else {int8}"
+    many = "int8" if Int4Linear(torch.eye(64)).row_scale is not None else "int4"
+    return f"int4 packed layers ({many} for many rows), else {int8}"
 
 
 # ---- 16 bits
@@ -153,7 +122,7 @@ class Linear16(nn.Module):
         super().__init__()
         self.weight = weight
         self.bias = None if bias is None else bias.to(weight.dtype, copy=True)
-        self.large = torch.bfloat16 if has_fast_bfloat16() else torch.float32
+        self.large = torch.bfloat16 if cpu.has_fast_bfloat16() else torch.float32
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K)."""
@@ -174,254 +143,6 @@ class Embedding16(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Look ids (...) up."""
         return F.embedding(ids, self.weight).float()
-
-
-# ---- int8
-
-
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix (N, K) as int8 (N, K) in [-127, 127] and one float32 scale (N,) per row."""
-    weight = weight.float()
-    scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12)
-    return (weight / scale[:, None]).round_().to(torch.int8), scale
-
-
-def dequantize_rows(q: Tensor, scale: Tensor) -> Tensor:
-    """The float32 rows (..., K) that int8 rows (..., K) and their scales (...) stand for."""
-    return q.float().mul_(scale[..., None])
-
-
-class Int8Linear(nn.Module):
-    """A Linear with int8 weights: x (..., K) float32 -> (..., N) float32."""
-
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
-        """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
-        super().__init__()
-        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
-        fast = has_int8_linear()
-        self.scale = None if fast else scale.clone()
-        self.weight = None if fast else weight.clone()
-        self.packed = _pack_int8(weight, scale, self.bias) if has_int8_linear() else None
-        # Without VNNI, pairs of 8-bit products saturate: one bit less for the activations.
-        self.reduce_range = not has_vnni()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply x (..., K)."""
-        if self.weight is not None and self.scale is not None:
-            return F.linear(x, dequantize_rows(self.weight, self.scale), self.bias)
-        out: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)
-        return out
-
-
-class Int8ManyRows(nn.Module):
-    """A Linear with int8 weights for many rows, and GELU after it if asked for.
-
-    oneDNN's own operator: the same numbers as `Int8Linear`'s in half to three quarters of the time.
-    It is for processors with VNNI, without which it saturates.
-    """
-
-    def __init__(
-        self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, gelu: bool = False
-    ) -> None:
-        """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
-        super().__init__()
-        self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
-        self.scale, self.zero = scale.clone(), torch.zeros(len(scale), dtype=torch.int32)
-        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
-        self.after: tuple[str, list[float], str] = (
-            ("gelu", [], "none") if gelu else ("none", [], "")
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply x (..., K) -> (..., N) float32."""
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        low, high = (float(bound) for bound in torch.aminmax(rows))
-        if not math.isfinite(high - low):
-            return x.new_full((*x.shape[:-1], len(self.scale)), math.nan)
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = max((high - low) / 255, 1e-12)
-        zero = round(-low / scale)
-        q = _to_bytes(rows, scale, zero)
-        weight = (self.packed, self.scale, self.zero, self.bias)
-        out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            q, scale, zero, *weight, 1.0, 0, torch.float32, *self.after
-        )
-        return out.view(*x.shape[:-1], len(self.scale))
-
-
-def _to_bytes(x: Tensor, scale: float, zero: int) -> Tensor:
-    """A contiguous x / scale + zero, rounded, as uint8."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces, once, the end of quantized tensors
-        quantized = torch.quantize_per_tensor(x, scale, zero, torch.quint8)
-    # Its bytes as they lie there: torch's casts and `int_repr` take five times as long.
-    storage = quantized.untyped_storage()
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, x.shape, x.stride())
-
-
-class Int8Embedding(nn.Module):
-    """An embedding table with int8 rows: ids (...) -> (..., C) float32."""
-
-    def __init__(self, weight: Tensor, scale: Tensor) -> None:
-        """From `quantize_rows`' (N, C) int8 and (N,) float32."""
-        super().__init__()
-        self.weight, self.scale = weight.clone(), scale.clone()
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Look ids (...) up."""
-        return dequantize_rows(self.weight[ids], self.scale[ids])
-
-
-class Int8Weight(nn.Module):
-    """A Linear whose int8 weights are expanded for each product: x (..., K) -> (..., N), x's dtype.
-
-    For GPUs, where one row goes through the kernels, which read the int8 weights themselves, and
-    the cost of expanding is small beside products of many rows.
-    """
-
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
-        """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
-        super().__init__()
-        self.weight: Tensor
-        self.scale: Tensor
-        self.bias: Tensor | None
-        self.register_buffer("weight", weight.clone())
-        self.register_buffer("scale", scale.clone())
-        self.register_buffer("bias", None if bias is None else bias.detach().to(FOR_INT8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply x (..., K)."""
-        return F.linear(x, dequantize_rows(self.weight, self.scale).to(x.dtype), self.bias)
-
-
-def _pack_int8(weight: Tensor, scale: Tensor, bias: Tensor | None) -> object:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces the end of quantized tensors
-        zero = torch.zeros(len(scale), dtype=torch.int64)
-        tensor = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero, 0)
-        return torch.ops.quantized.linear_prepack(tensor, bias)
-
-
-# ---- int4
-
-
-def quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix (N, K) as 4-bit numbers in groups of `GROUP` columns.
-
-    Of several ranges for each group, the one with the least squared error is taken: leaving out
-    the extremes often costs less than a coarse step for all. Each range is fitted to its numbers
-    once more by least squares.
-
-    Returns:
-        q: (N, K) int32 in [0, 15].
-        scale_and_zero: (N, K / GROUP, 2) bfloat16.
-
-    Raises:
-        ValueError: K is not a multiple of `GROUP`.
-    """
-    if weight.shape[1] % GROUP:
-        raise ValueError(f"int4 needs a multiple of {GROUP} columns, got {weight.shape[1]}")
-    # In parts, so that what is only needed on the way stays small and in the cache.
-    parts = [_quantize_groups(part) for part in torch.split(weight, 128)]
-    q, scale_and_zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return q, scale_and_zero
-
-
-def _quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
-    groups = weight.float().view(len(weight), -1, GROUP)
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    best = torch.full_like(low, torch.inf)
-    q, scale, zero = torch.zeros_like(groups), torch.zeros_like(low), torch.zeros_like(low)
-    mean = groups.mean(-1, keepdim=True)
-    for share in (1.0, 0.95, 0.9, 0.85, 0.8):
-        s = ((high - low) * (share / 15)).clamp(min=1e-12).bfloat16().float()
-        z = ((high + low + s) / 2).bfloat16().float()
-        for _ in range(2):
-            tried = ((groups - z) / s).round_().add_(8).clamp_(0, 15)
-            error = ((tried - 8) * s + z - groups).square().sum(-1, keepdim=True)
-            better = error < best
-            best = torch.where(better, error, best)
-            q, scale, zero = (
-                torch.where(better, new, old) for new, old in ((tried, q), (s, scale), (z, zero))
-            )
-            centred = tried - tried.mean(-1, keepdim=True)
-            s = (centred * groups).sum(-1, keepdim=True) / centred.square().sum(-1, keepdim=True)
-            s = s.nan_to_num().clamp(min=1e-12).bfloat16().float()
-            z = (mean - (tried.mean(-1, keepdim=True) - 8) * s).bfloat16().float()
-    return q.flatten(1).int(), torch.cat((scale, zero), dim=-1).bfloat16()
-
-
-def dequantize_groups(q: Tensor, scale_and_zero: Tensor) -> Tensor:
-    """The float32 matrix (N, K) that `quantize_groups`' answer stands for."""
-    scale, zero = scale_and_zero.float().unbind(-1)
-    groups = q.view(len(q), -1, GROUP).float() - 8
-    floats: Tensor = groups * scale[..., None] + zero[..., None]
-    return floats.flatten(1)
-
-
-def _pack_nibbles(q: Tensor) -> Tensor:
-    """Numbers (N, K) in [0, 15] as bytes (N, K / 2)."""
-    return (q[:, ::2] * 16 + q[:, 1::2]).to(torch.uint8)
-
-
-def _unpack_nibbles(packed: Tensor) -> Tensor:
-    """The numbers (N, K) of `_pack_nibbles`' bytes."""
-    return torch.stack((packed >> 4, packed & 15), dim=-1).flatten(1)
-
-
-class Int4Embedding(nn.Module):
-    """An embedding table with int4 rows: ids (...) -> (..., C) float32."""
-
-    def __init__(self, weight: Tensor) -> None:
-        """From a table (N, C) of any floating type."""
-        super().__init__()
-        # A large table at a time would need several times its own size on the way.
-        parts = [quantize_groups(part) for part in torch.split(weight, 4096)]
-        self.packed = torch.cat([_pack_nibbles(q) for q, _ in parts])  # (N, C / 2)
-        self.scale_and_zero = torch.cat([both for _, both in parts])  # (N, C / GROUP, 2)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Look ids (...) up."""
-        flat = ids.flatten()
-        rows = dequantize_groups(_unpack_nibbles(self.packed[flat]), self.scale_and_zero[flat])
-        return rows.view(*ids.shape, rows.shape[1])
-
-
-class Int4Linear(nn.Module):
-    """A Linear with int4 weights in groups: x (..., K) -> (..., N) float32.
-
-    The operator takes and gives bfloat16. With `widen` False its answer is left so, where what
-    follows rounds it to that anyway or adds it to float32: the same numbers with fewer calls.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, widen: bool = True) -> None:
-        """From a weight (N, K) of any floating type and a bias (N,)."""
-        super().__init__()
-        self.widen = widen
-        q, scale_and_zero = quantize_groups(weight)
-        self.n_out = len(q)
-        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
-        self.fast = has_int4_linear() and len(q) % 16 == 0
-        if self.fast:
-            self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 2)
-            self.scale_and_zero = scale_and_zero.transpose(0, 1).contiguous()  # (K / GROUP, N, 2)
-        else:
-            self.packed = _pack_nibbles(q)
-            self.scale_and_zero = scale_and_zero
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply x (..., K)."""
-        if not self.fast:
-            weight = dequantize_groups(_unpack_nibbles(self.packed), self.scale_and_zero)
-            return F.linear(x.float(), weight, self.bias)
-        rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-        out: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows.bfloat16(), self.packed, GROUP, self.scale_and_zero
-        )
-        out = out if x.ndim == 2 else out.view(*x.shape[:-1], self.n_out)
-        if self.bias is not None:
-            return out.float().add_(self.bias)
-        return out.float() if self.widen else out
 
 
 # ---- whole models
@@ -479,12 +200,12 @@ def reduce(
         return
     if isinstance(model, FineGPT):
         # All its products have many rows.
-        many = "bfloat16" if has_fast_bfloat16() else "float16"
+        many = "bfloat16" if cpu.has_fast_bfloat16() else "float16"
         precision = {"int4": "int8", "float16": many}.get(precision, precision)
     rest = {name: tensor for name, tensor in state.items() if not name.endswith(SCALE)}
     for name, child in list(model.named_modules()):
         if isinstance(child, SelfAttention):
-            child.product_dtype = torch.bfloat16 if has_fast_bfloat16() else None
+            child.product_dtype = torch.bfloat16 if cpu.has_fast_bfloat16() else None
         if not isinstance(child, nn.Linear) and name != "transformer.wte":
             continue
         weight, bias = rest.pop(f"{name}.weight"), rest.pop(f"{name}.bias", None)
@@ -494,7 +215,7 @@ def reduce(
         elif isinstance(child, nn.Linear):
             suffers = precision == "int4" and name.startswith("transformer.h.0.")
             kind = "int8" if suffers else precision
-            if isinstance(model, FineGPT) and kind == "int8" and has_int8_many_rows():
+            if isinstance(model, FineGPT) and kind == "int8" and cpu.has_int8_many_rows():
                 first = name.endswith("mlp.c_fc")
                 made = Int8ManyRows(*_rows(weight, scale), bias, gelu=first)
                 if first:

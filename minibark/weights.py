@@ -49,8 +49,9 @@ from .files import (
     save_safetensors,
 )
 from .hub import Source
+from .int8 import dequantize_rows, quantize_rows
 from .model import GPT, FineGPT
-from .precision import FLOATS, SCALE, dequantize_rows, parse_precision, quantize_rows, reduce
+from .precision import FLOATS, SCALE, parse_precision, reduce
 from .sampling import OnStep
 from .tokenizer import Tokenizer
 from .voice import Voices

@@ -23,8 +23,9 @@ from minibark.coarse import generate_coarse
 from minibark.config import BarkConfig, GPTConfig, preset
 from minibark.decoding import CachedDecoder
 from minibark.graph import AHEAD, BackendError, GraphDecoder, choose_backend
+from minibark.int8 import Int8Weight, quantize_rows
 from minibark.model import GPT
-from minibark.precision import Int8Weight, quantize_rows, reduce
+from minibark.precision import reduce
 from minibark.sampling import RandomStreams, Sampling
 from minibark.semantic import END_TEST_STEPS, generate_semantic, semantic_prompt
 

@@ -39,6 +39,7 @@ from triton.compiler import CompiledKernel
 
 from minibark.config import GPTConfig
 from minibark.fused import _layer
+from minibark.int8 import quantize_rows
 from minibark.kernels import checks
 from minibark.kernels import decode_attention as decode_file
 from minibark.kernels import linear as linear_file
@@ -59,7 +60,6 @@ from minibark.kernels.linear import (
     norm_qkv_ref,
 )
 from minibark.model import Block, KVCache
-from minibark.precision import quantize_rows
 
 DTYPES = (F32, F16, BF16, INT8)
 IN_A_ROW = 4  # times the tolerance of one operation, for a layer and more

@@ -9,7 +9,6 @@ import torch
 from random_bark import random_gpt, suno_twin
 from torch import Tensor
 
-from minibark import model as model_room
 from minibark import rowsum
 from minibark.config import FineGPTConfig, GPTConfig
 from minibark.decoding import CachedDecoder, UncachedDecoder
@@ -142,18 +141,6 @@ def test_fine_sees_its_own_codebook_and_those_below_but_none_above():
 def test_fine_start_skips_frames_of_the_answer_only():
     model, x = random_gpt(FINE), tokens(2, 48, 8)
     assert_close(model(x, 3, start=31), model(x, 3)[:, 31:], atol=1e-5)
-
-
-def test_an_mlp_in_parts_is_the_mlp(monkeypatch):
-    model, x, codes = random_gpt(WITH_BIAS), tokens(2, 48), tokens(2, 48, 8)
-    fine = random_gpt(FINE)
-    whole, whole_fine = model(x), fine(codes, 3)
-    monkeypatch.setattr(model_room, "ROWS", 7)
-    calls = []
-    model.transformer.h[0].mlp.c_fc.register_forward_hook(lambda *_: calls.append(1))
-    assert_close(model(x), whole, atol=1e-5)
-    assert len(calls) == 7
-    assert_close(fine(codes, 3), whole_fine, atol=1e-5)
 
 
 def test_fine_refuses_a_codebook_without_a_head():

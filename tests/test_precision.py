@@ -9,23 +9,21 @@ import torch
 import torch.nn.functional as F
 
 import minibark
-from minibark import ops
+from minibark import cpu, int4, ops
 from minibark import precision as room
 from minibark.config import FineGPTConfig, GPTConfig, preset
 from minibark.decoding import CachedDecoder, UncachedDecoder
-from minibark.model import GPT, FineGPT
-from minibark.precision import (
-    Embedding16,
-    Int4Linear,
+from minibark.int4 import Int4Embedding, Int4Linear, dequantize_groups, quantize_groups
+from minibark.int8 import (
     Int8Embedding,
     Int8Linear,
-    Linear16,
-    dequantize_groups,
+    Int8ManyRows,
     dequantize_rows,
-    quantize_groups,
+    multiply_int8,
     quantize_rows,
-    reduce,
 )
+from minibark.model import GPT, FineGPT
+from minibark.precision import Embedding16, Linear16, reduce
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64}
 REDUCED = ("float16", "bfloat16", "int8", "int4")
@@ -47,9 +45,9 @@ def product(request, monkeypatch):
     """Both ways of multiplying: torch's operators, and plain torch where there are none."""
     names = ("has_int8_linear", "has_int4_linear")
     if request.param == "plain":
-        for name in (*names, "has_fast_bfloat16", "has_vnni"):
-            monkeypatch.setattr(room, name, lambda: False)
-    elif not all(getattr(room, name)() for name in names):
+        for name in (*names, "has_int8_matmul", "has_fast_bfloat16", "has_vnni"):
+            monkeypatch.setattr(cpu, name, lambda: False)
+    elif not all(getattr(cpu, name)() for name in names):
         pytest.skip("this torch has no int8 or int4 linear operator")
     return request.param
 
@@ -135,7 +133,7 @@ def test_linear_is_close_to_float32(product, precision, n_rows, bias):
 
 
 needs_many_rows = pytest.mark.skipif(
-    not room.has_int8_many_rows(), reason="no oneDNN product of int8 matrices, or no VNNI"
+    not cpu.has_int8_many_rows(), reason="no oneDNN product of int8 matrices, or no VNNI"
 )
 
 
@@ -146,7 +144,7 @@ def test_int8_s_product_of_many_rows_is_int8_s_product(bias, gelu):
     torch.manual_seed(4)
     q, scale = quantize_rows(torch.randn(96, 64))
     offset = torch.randn(96) if bias else None
-    few, many = Int8Linear(q, scale, offset), room.Int8ManyRows(q, scale, offset, gelu=gelu)
+    few, many = Int8Linear(q, scale, offset), Int8ManyRows(q, scale, offset, gelu=gelu)
     for x in (torch.randn(2, 70, 64), torch.rand(1, 3, 64) + 2, torch.zeros(5, 64)):
         expected = F.gelu(few(x)) if gelu else few(x)
         torch.testing.assert_close(many(x), expected, atol=1e-4, rtol=1e-4)
@@ -158,7 +156,7 @@ def test_int8_s_product_of_many_rows_tells_of_nan(value):
     q, scale = quantize_rows(torch.randn(16, 32))
     x = torch.zeros(2, 3, 32)
     x[1, 2, 3] = value
-    out = room.Int8ManyRows(q, scale)(x)
+    out = Int8ManyRows(q, scale)(x)
     assert out.shape == (2, 3, 16) and out.isnan().all()
 
 
@@ -172,6 +170,78 @@ def test_the_int4_operator_multiplies_by_what_the_numbers_stand_for(shape):
     assert relative_error(got, expected) < 5e-3
     if shape[0] == 40:
         torch.testing.assert_close(got, expected)
+
+
+needs_int8_matmul = pytest.mark.skipif(
+    not cpu.has_int8_matmul(), reason="torch multiplies no plain int8 matrices, or no VNNI"
+)
+
+
+@needs_int8_matmul
+def test_rows_are_multiplied_in_int8_each_over_its_own_range():
+    torch.manual_seed(5)
+    q, scale = quantize_rows(torch.randn(48, 64) * torch.logspace(-2, 2, 48)[:, None])
+    x = torch.randn(40, 64) * torch.logspace(-8, 8, 40)[:, None]
+    x[7] = 0
+    got, expected = multiply_int8(x, q.T, scale), x @ dequantize_rows(q, scale).T
+    assert (got[7] == 0).all()
+    others = torch.arange(40) != 7
+    error = (got - expected)[others].norm(dim=1) / expected[others].norm(dim=1)
+    assert 0 < error.max() < 0.02
+    for value in (torch.nan, torch.inf, -torch.inf):
+        x[3, 5] = value
+        told = multiply_int8(x, q.T, scale)
+        assert not told[3].isfinite().any()
+        assert torch.equal(told[:3], got[:3]) and torch.equal(told[4:], got[4:])
+
+
+def expanded(linear):
+    """What an Int4Linear multiplies many rows by, (N, K), in steps of each row's scale."""
+    return linear._to_int8(linear.row_scale).T
+
+
+@needs_int8_matmul
+@pytest.mark.parametrize("shape", [(64, 32), (192, 96)])
+def test_int4_expands_to_the_nearest_int8(shape):
+    torch.manual_seed(6)
+    weight = torch.randn(shape) * torch.logspace(-6, 3, shape[0])[:, None]
+    weight[7] = 0
+    weight[8, 3] = 50 * weight[8].abs().max()
+    linear = Int4Linear(weight)
+    if linear.row_scale is None:
+        pytest.skip("torch keeps int4 otherwise on this processor")
+    meant = dequantize_groups(*quantize_groups(weight)) / linear.row_scale[:, None]
+    got = expanded(linear)
+    assert got.shape == shape and got.dtype == torch.int8 and int(got.abs().max()) == 127
+    assert (got - meant).abs().max() < 0.57  # half a step, and what 256ths of it leave
+
+
+@needs_int8_matmul
+@pytest.mark.parametrize("widen", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_many_rows_of_int4_are_its_few(monkeypatch, bias, widen):
+    torch.manual_seed(7)
+    weight, x = torch.randn(128, 64), torch.randn(2, int4.MANY_ROWS, 64)
+    offset = torch.randn(128) if bias else None
+    linear = Int4Linear(weight, offset, widen=widen)
+    few = torch.stack([torch.stack([linear(row[None])[0] for row in part]) for part in x])
+    many = linear(x)
+    assert many.dtype == torch.float32 and many.shape == few.shape
+    assert 0 < relative_error(many, few.float()) < 0.02
+    monkeypatch.setattr(int4, "_is_in_blocks", lambda *_: False)
+    elsewhere = Int4Linear(weight, offset, widen=widen)
+    assert elsewhere.row_scale is None
+    assert relative_error(elsewhere(x).float(), few.float()) < 5e-3
+
+
+def test_another_layout_of_int4_is_seen():
+    q = torch.randint(16, (64, 32), dtype=torch.int32)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 2)
+    here = int4._is_in_blocks(packed, q)
+    assert here == torch.equal(int4._unpack_blocks(packed).T.int(), q)
+    for other in (packed.flip(0), packed.roll(1, 1), (packed >> 4) | (packed << 4)):
+        assert not (here and int4._is_in_blocks(other, q))
+    assert not int4._is_in_blocks(packed[:48], q[:48])
 
 
 def test_int8_is_used_where_columns_make_no_groups():
@@ -200,6 +270,17 @@ def test_attention_by_head_is_attention(n_queries):
     same = ops.attention(q, k, v, causal=False, product_dtype=torch.float32)
     torch.testing.assert_close(same, expected)
     got = ops.attention(q, k, v, causal=False, product_dtype=torch.bfloat16)
+    assert got.dtype == torch.float32 and 0 < relative_error(got, expected) < 0.01
+
+
+@pytest.mark.parametrize("n_positions", [161, 320, 401])
+def test_causal_attention_by_block_is_attention(n_positions):
+    torch.manual_seed(3)
+    q, k, v = torch.randn(3, 2, 3, n_positions, 16)
+    expected = ops.attention(q, k, v, causal=True)
+    same = ops.attention(q, k, v, causal=True, product_dtype=torch.float32)
+    torch.testing.assert_close(same, expected)
+    got = ops.attention(q, k, v, causal=True, product_dtype=torch.bfloat16)
     assert got.dtype == torch.float32 and 0 < relative_error(got, expected) < 0.01
 
 
@@ -293,10 +374,10 @@ def test_what_is_reduced_where():
         table = Embedding16 if kind is Linear16 else Int8Embedding
         assert type(gpt.transformer.wte) is table
         in_fine = {type(m) for name, m in fine.named_modules() if ".c_" in name}
-        many = room.Int8ManyRows if room.has_int8_many_rows() else Int8Linear
+        many = Int8ManyRows if cpu.has_int8_many_rows() else Int8Linear
         assert in_fine == {many if precision.startswith("int") else kind}
         if kind is Linear16:  # a GEMM's type where the processor has one
-            many = torch.bfloat16 if room.has_fast_bfloat16() else getattr(torch, precision)
+            many = torch.bfloat16 if cpu.has_fast_bfloat16() else getattr(torch, precision)
             assert fine.transformer.h[0].mlp.c_fc.weight.dtype == many
             assert gpt.transformer.h[0].mlp.c_fc.weight.dtype == getattr(torch, precision)
         assert all(type(table) is torch.nn.Embedding for table in fine.transformer.wtes)
@@ -307,10 +388,10 @@ def test_a_big_table_is_int4_in_int4(monkeypatch):
     table = gpt.transformer.wte.weight.clone()
     monkeypatch.setattr(room, "BIG_TABLE", table.numel() - 1)
     wte = reduced(gpt, "int4").transformer.wte
-    assert type(wte) is room.Int4Embedding
+    assert type(wte) is Int4Embedding
     ids = torch.randint(len(table), (2, 7))
-    q, scale_and_zero = room.quantize_groups(table)
-    assert torch.equal(wte(ids), room.dequantize_groups(q, scale_and_zero)[ids])
+    q, scale_and_zero = quantize_groups(table)
+    assert torch.equal(wte(ids), dequantize_groups(q, scale_and_zero)[ids])
     step = scale_and_zero[..., :1].float().amax()
     assert (wte(ids) - table[ids]).abs().max() < step
 

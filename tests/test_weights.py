@@ -15,10 +15,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minibark import Bark, BarkConfig, CheckpointError, Tokenizer, convert
-from minibark import precision as room
+from minibark import Bark, BarkConfig, CheckpointError, Tokenizer, convert, cpu
 from minibark.config import STAGES, preset
 from minibark.files import read_pickle
+from minibark.int8 import Int8Embedding, Int8Linear, quantize_rows
 from minibark.precision import PRECISIONS
 from minibark.voice import Voice, Voices
 from minibark.weights import Checkpoint, new_module, open_checkpoint, save_checkpoint
@@ -376,7 +376,7 @@ def test_int8_is_stored_for_matrices_only(hf, int8):
         expected = dict(before.states[stage])
         for name, tensor in before.states[stage].items():
             if stage != "codec" and tensor.ndim == 2:
-                expected[name], expected[f"{name}_scale"] = room.quantize_rows(tensor)
+                expected[name], expected[f"{name}_scale"] = quantize_rows(tensor)
                 n_matrices += 1
         assert after.states[stage].keys() == expected.keys()
         for name, tensor in expected.items():
@@ -403,14 +403,14 @@ def test_an_int8_checkpoint_opens_in_every_precision(dtype, hf, int8):
 
 def test_an_int8_checkpoint_runs_in_int8_as_it_is(int8, monkeypatch):
     for name in ("has_int8_linear", "has_int8_many_rows"):  # packed ones cannot be seen
-        monkeypatch.setattr(room, name, lambda: False)
+        monkeypatch.setattr(cpu, name, lambda: False)
     checkpoint = opened(int8)
     found = 0
     for stage in ("semantic", "coarse", "fine"):
         model = checkpoint.build_reduced(stage, "int8")
         stored = checkpoint.states[stage]
         for name, module in model.named_modules():
-            if isinstance(module, (room.Int8Linear, room.Int8Embedding)):
+            if isinstance(module, (Int8Linear, Int8Embedding)):
                 assert torch.equal(module.weight, stored[f"{name}.weight"]), name
                 assert torch.equal(module.scale, stored[f"{name}.weight_scale"]), name
                 found += 1
@@ -519,7 +519,7 @@ def as_int8(*names):
     def change(state):
         for name in names:
             rows = state[name].reshape(len(state[name]), -1)
-            q, state[f"{name}_scale"] = room.quantize_rows(rows)
+            q, state[f"{name}_scale"] = quantize_rows(rows)
             state[name] = q.reshape(state[name].shape)
 
     return change

@@ -1,0 +1,57 @@
+"""What this torch and this processor can do on a CPU.
+
+The operators that make int8 and int4 fast may be missing, or slow, in another torch or on another
+processor. Where one is missing, plain torch gives the same within rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+
+def has_int8_linear() -> bool:
+    """Whether this torch multiplies int8 matrices; without, int8 saves memory but no time."""
+    return hasattr(torch.ops.quantized, "linear_dynamic") and (
+        torch.backends.quantized.engine not in ("none", "qnnpack")
+    )
+
+
+def has_int8_many_rows() -> bool:
+    """Whether this torch has oneDNN's product of int8 matrices, and the processor is fit for it."""
+    names = ("qlinear_prepack", "qlinear_pointwise")
+    found = all(hasattr(torch.ops.onednn, name) for name in names)
+    return found and has_vnni() and hasattr(torch, "quantize_per_tensor")
+
+
+@functools.cache
+def has_int8_matmul() -> bool:
+    """Whether torch multiplies plain int8 matrices on a CPU, and the processor is fit for it."""
+    try:
+        ones = torch.ones(2, 32, dtype=torch.int8)
+        return has_vnni() and bool((torch._int_mm(ones, ones.T) == 32).all())
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+
+
+def has_int4_linear() -> bool:
+    """Whether this torch multiplies int4 matrices on a CPU; without, int4 only saves memory."""
+    return hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu") and hasattr(
+        torch.ops.aten, "_convert_weight_to_int4pack_for_cpu"
+    )
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself; others are faster in float32."""
+    return _processor_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
+
+def has_vnni() -> bool:
+    """Whether this processor adds 8-bit products without saturating."""
+    return _processor_has("_is_vnni_supported", "_is_avx512_vnni_supported")
+
+
+def _processor_has(*tests: str) -> bool:
+    """Whether one of `torch.cpu`'s tests says so; this torch need not have them."""
+    return any(getattr(torch.cpu, name, lambda: False)() for name in tests)

@@ -1,0 +1,160 @@
+"""int8: w[n, k] ~ scale[n] * q[n, k], q in [-127, 127]; on a CPU, and as kept on a GPU.
+
+On a CPU products quantize their activations too, over the range that they have in that call.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import cpu
+
+FOR_INT8 = torch.bfloat16  # what is not int8 in an int8 model on a GPU
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix (N, K) as int8 (N, K) in [-127, 127] and one float32 scale (N,) per row."""
+    weight = weight.float()
+    scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12)
+    return (weight / scale[:, None]).round_().to(torch.int8), scale
+
+
+def dequantize_rows(q: Tensor, scale: Tensor) -> Tensor:
+    """The float32 rows (..., K) that int8 rows (..., K) and their scales (...) stand for."""
+    return q.float().mul_(scale[..., None])
+
+
+class Int8Linear(nn.Module):
+    """A Linear with int8 weights: x (..., K) float32 -> (..., N) float32."""
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
+        super().__init__()
+        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
+        fast = cpu.has_int8_linear()
+        self.scale = None if fast else scale.clone()
+        self.weight = None if fast else weight.clone()
+        self.packed = _pack_int8(weight, scale, self.bias) if cpu.has_int8_linear() else None
+        # Without VNNI, pairs of 8-bit products saturate: one bit less for the activations.
+        self.reduce_range = not cpu.has_vnni()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x (..., K)."""
+        if self.weight is not None and self.scale is not None:
+            return F.linear(x, dequantize_rows(self.weight, self.scale), self.bias)
+        out: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)
+        return out
+
+
+class Int8ManyRows(nn.Module):
+    """A Linear with int8 weights for many rows, and GELU after it if asked for.
+
+    oneDNN's own operator: the same numbers as `Int8Linear`'s in half to three quarters of the time.
+    It is for processors with VNNI, without which it saturates.
+    """
+
+    def __init__(
+        self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, gelu: bool = False
+    ) -> None:
+        """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
+        super().__init__()
+        self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        self.scale, self.zero = scale.clone(), torch.zeros(len(scale), dtype=torch.int32)
+        self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
+        self.after: tuple[str, list[float], str] = (
+            ("gelu", [], "none") if gelu else ("none", [], "")
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x (..., K) -> (..., N) float32."""
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        low, high = (float(bound) for bound in torch.aminmax(rows))
+        if not math.isfinite(high - low):
+            return x.new_full((*x.shape[:-1], len(self.scale)), math.nan)
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = max((high - low) / 255, 1e-12)
+        zero = round(-low / scale)
+        q = _to_bytes(rows, scale, zero, torch.quint8)
+        weight = (self.packed, self.scale, self.zero, self.bias)
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            q, scale, zero, *weight, 1.0, 0, torch.float32, *self.after
+        )
+        return out.view(*x.shape[:-1], len(self.scale))
+
+
+def multiply_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """X W, with an int8 matrix as it is, and X's rows quantized each over its own range.
+
+    Needs `cpu.has_int8_matmul`.
+
+    Args:
+        x: (M, K) float32.
+        weight: (K, N) int8.
+        scale: (N,) float32, what a step of each column of `weight` stands for.
+
+    Returns:
+        (M, N) float32; NaN in rows that are not finite.
+    """
+    largest = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))
+    step = largest.div_(127).clamp_(min=1e-12)
+    product = torch._int_mm(_to_bytes(x / step, 1.0, 0, torch.qint8), weight)
+    return product.float().mul_(scale).mul_(step)
+
+
+def _to_bytes(x: Tensor, scale: float, zero: int, dtype: torch.dtype) -> Tensor:
+    """A contiguous x / scale + zero, rounded, in the bytes of torch.quint8 or torch.qint8."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces, once, the end of quantized tensors
+        quantized = torch.quantize_per_tensor(x, scale, zero, dtype)
+    # Its bytes as they lie there: torch's casts and `int_repr` take five times as long.
+    storage = quantized.untyped_storage()
+    plain = torch.uint8 if dtype == torch.quint8 else torch.int8
+    return torch.empty(0, dtype=plain).set_(storage, 0, x.shape, x.stride())
+
+
+class Int8Embedding(nn.Module):
+    """An embedding table with int8 rows: ids (...) -> (..., C) float32."""
+
+    def __init__(self, weight: Tensor, scale: Tensor) -> None:
+        """From `quantize_rows`' (N, C) int8 and (N,) float32."""
+        super().__init__()
+        self.weight, self.scale = weight.clone(), scale.clone()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look ids (...) up."""
+        return dequantize_rows(self.weight[ids], self.scale[ids])
+
+
+class Int8Weight(nn.Module):
+    """A Linear whose int8 weights are expanded for each product: x (..., K) -> (..., N), x's dtype.
+
+    For GPUs, where one row goes through the kernels, which read the int8 weights themselves, and
+    the cost of expanding is small beside products of many rows.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
+        super().__init__()
+        self.weight: Tensor
+        self.scale: Tensor
+        self.bias: Tensor | None
+        self.register_buffer("weight", weight.clone())
+        self.register_buffer("scale", scale.clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().to(FOR_INT8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x (..., K)."""
+        return F.linear(x, dequantize_rows(self.weight, self.scale).to(x.dtype), self.bias)
+
+
+def _pack_int8(weight: Tensor, scale: Tensor, bias: Tensor | None) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of quantized tensors
+        zero = torch.zeros(len(scale), dtype=torch.int64)
+        tensor = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero, 0)
+        return torch.ops.quantized.linear_prepack(tensor, bias)
