@@ -147,11 +147,12 @@ class Int4Linear(nn.Module):
 
     def _to_int8(self, row_scale: Tensor) -> Tensor:
         """The matrix, transposed (K, N), as int8 steps of each row's scale."""
-        # In 256ths of a step, which int16 has room for, and half a step more for rounding.
+        # In 256ths of a step, and half a step more for rounding. The matrix fits int16; a zero may
+        # not, and then wraps there and back.
         scale, zero = (self.scale_and_zero.float() / row_scale[:, None] * 256).unbind(-1)
         zero = zero - 8 * scale + 128
         q = _unpack_blocks(self.packed).view(len(scale), GROUP, -1).to(torch.int16)
-        scale, zero = scale.to(torch.int16)[:, None], zero.to(torch.int16)[:, None]
+        zero, scale = (t.round().to(torch.int32).to(torch.int16)[:, None] for t in (zero, scale))
         torch.addcmul(zero, scale, q, out=q)
         return q.bitwise_right_shift_(8).to(torch.int8).flatten(0, 1)
 
