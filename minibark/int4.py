@@ -7,12 +7,14 @@ an int8 product. For many, the matrix is expanded to int8, for that one call.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import cpu
-from .int8 import multiply_int8, quantize_rows
+from .int8 import multiply_int8
 
 GROUP = 32  # columns that share a scale and a zero
 MANY_ROWS = 32  # positions, from which expanding pays
@@ -37,9 +39,13 @@ def quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     if weight.shape[1] % GROUP:
         raise ValueError(f"int4 needs a multiple of {GROUP} columns, got {weight.shape[1]}")
+    n, k = weight.shape
+    q = torch.empty(n, k, dtype=torch.int32)
+    scale_and_zero = torch.empty(n, k // GROUP, 2, dtype=torch.bfloat16)
     # In parts, so that what is only needed on the way stays small and in the cache.
-    parts = [_quantize_groups(part) for part in torch.split(weight, 128)]
-    q, scale_and_zero = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    for first in range(0, n, 128):
+        rows = slice(first, first + 128)
+        q[rows], scale_and_zero[rows] = _quantize_groups(weight[rows])
     return q, scale_and_zero
 
 
@@ -91,10 +97,14 @@ class Int4Embedding(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         """From a table (N, C) of any floating type."""
         super().__init__()
+        n, c = weight.shape
+        self.packed = torch.empty(n, c // 2, dtype=torch.uint8)
+        self.scale_and_zero = torch.empty(n, c // GROUP, 2, dtype=torch.bfloat16)
         # A large table at a time would need several times its own size on the way.
-        parts = [quantize_groups(part) for part in torch.split(weight, 4096)]
-        self.packed = torch.cat([_pack_nibbles(q) for q, _ in parts])  # (N, C / 2)
-        self.scale_and_zero = torch.cat([both for _, both in parts])  # (N, C / GROUP, 2)
+        for first in range(0, n, 4096):
+            rows = slice(first, first + 4096)
+            q, self.scale_and_zero[rows] = quantize_groups(weight[rows])
+            self.packed[rows] = _pack_nibbles(q)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look ids (...) up."""
@@ -122,8 +132,10 @@ class Int4Linear(nn.Module):
         if self.fast:
             self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 2)
             self.scale_and_zero = scale_and_zero.transpose(0, 1).contiguous()  # (K / GROUP, N, 2)
-            if cpu.has_int8_matmul() and _is_in_blocks(self.packed, q):
-                _, self.row_scale = quantize_rows(dequantize_groups(q, scale_and_zero))
+            if len(q) % BLOCK == 0 and cpu.has_int8_matmul() and has_blocks():
+                scale, zero = scale_and_zero.float().unbind(-1)  # (N, K / GROUP)
+                ends = torch.cat((zero - 8 * scale, zero + 7 * scale), dim=1)
+                self.row_scale = (ends.abs().amax(dim=1) / 127).clamp(min=1e-12)
         else:
             self.packed = _pack_nibbles(q)
             self.scale_and_zero = scale_and_zero
@@ -147,12 +159,11 @@ class Int4Linear(nn.Module):
 
     def _to_int8(self, row_scale: Tensor) -> Tensor:
         """The matrix, transposed (K, N), as int8 steps of each row's scale."""
-        # In 256ths of a step, and half a step more for rounding. The matrix fits int16; a zero may
-        # not, and then wraps there and back.
+        # In 256ths of a step, which fit int16, and half a step more for rounding.
         scale, zero = (self.scale_and_zero.float() / row_scale[:, None] * 256).unbind(-1)
         zero = zero - 8 * scale + 128
         q = _unpack_blocks(self.packed).view(len(scale), GROUP, -1).to(torch.int16)
-        zero, scale = (t.round().to(torch.int32).to(torch.int16)[:, None] for t in (zero, scale))
+        zero, scale = (t.round().to(torch.int16)[:, None] for t in (zero, scale))
         torch.addcmul(zero, scale, q, out=q)
         return q.bitwise_right_shift_(8).to(torch.int8).flatten(0, 1)
 
@@ -164,6 +175,9 @@ def _unpack_blocks(packed: Tensor) -> Tensor:
     return torch.cat((blocks & 15, blocks >> 4), dim=2).view(k, -1)
 
 
-def _is_in_blocks(packed: Tensor, q: Tensor) -> bool:
-    """Whether the operator keeps q (N, K) as `_unpack_blocks` reads it: processors differ."""
-    return len(q) % BLOCK == 0 and torch.equal(_unpack_blocks(packed).T, q.to(torch.uint8))
+@functools.cache
+def has_blocks() -> bool:
+    """Whether the operator keeps its numbers as `_unpack_blocks` reads them: processors differ."""
+    q = torch.arange(3 * BLOCK * GROUP, dtype=torch.int32).view(3 * BLOCK, GROUP) * 7 % 31 % 16
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 2)
+    return torch.equal(_unpack_blocks(packed).T, q.to(torch.uint8))
