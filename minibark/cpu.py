@@ -21,17 +21,16 @@ def has_int8_linear() -> bool:
 def has_int8_many_rows() -> bool:
     """Whether this torch has oneDNN's product of int8 matrices, and the processor is fit for it."""
     names = ("qlinear_prepack", "qlinear_pointwise")
-    found = all(hasattr(torch.ops.onednn, name) for name in names)
-    return found and has_vnni() and hasattr(torch, "quantize_per_tensor")
+    return all(hasattr(torch.ops.onednn, name) for name in names) and _is_fit_for_bytes()
 
 
 @functools.cache
 def has_int8_matmul() -> bool:
     """Whether torch multiplies plain int8 matrices on a CPU, and the processor is fit for it."""
+    ones = torch.ones(2, 32, dtype=torch.int8)
     try:
-        ones = torch.ones(2, 32, dtype=torch.int8)
-        return has_vnni() and bool((torch._int_mm(ones, ones.T) == 32).all())
-    except (AttributeError, NotImplementedError, RuntimeError):
+        return _is_fit_for_bytes() and bool((torch._int_mm(ones, ones.T) == 32).all())
+    except (AttributeError, RuntimeError):  # older torch has no such name, or has it for CUDA only
         return False
 
 
@@ -50,6 +49,11 @@ def has_fast_bfloat16() -> bool:
 def has_vnni() -> bool:
     """Whether this processor adds 8-bit products without saturating."""
     return _processor_has("_is_vnni_supported", "_is_avx512_vnni_supported")
+
+
+def _is_fit_for_bytes() -> bool:
+    """Whether this processor multiplies bytes well, and torch makes bytes of floats fast."""
+    return has_vnni() and hasattr(torch, "quantize_per_tensor")
 
 
 def _processor_has(*tests: str) -> bool:

@@ -132,7 +132,7 @@ class Int4Linear(nn.Module):
         if self.fast:
             self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 2)
             self.scale_and_zero = scale_and_zero.transpose(0, 1).contiguous()  # (K / GROUP, N, 2)
-            if len(q) % BLOCK == 0 and cpu.has_int8_matmul() and has_blocks():
+            if len(q) % BLOCK == 0 and is_expanded():
                 scale, zero = scale_and_zero.float().unbind(-1)  # (N, K / GROUP)
                 ends = torch.cat((zero - 8 * scale, zero + 7 * scale), dim=1)
                 self.row_scale = (ends.abs().amax(dim=1) / 127).clamp(min=1e-12)
@@ -173,6 +173,11 @@ def _unpack_blocks(packed: Tensor) -> Tensor:
     k = 2 * packed.shape[1]
     blocks = packed.view(-1, k, BLOCK // 2).transpose(0, 1).contiguous()  # (K, N / BLOCK, 32)
     return torch.cat((blocks & 15, blocks >> 4), dim=2).view(k, -1)
+
+
+def is_expanded() -> bool:
+    """Whether many rows are multiplied in int8 on this machine, if outputs come in whole blocks."""
+    return cpu.has_int4_linear() and cpu.has_int8_matmul() and has_blocks()
 
 
 @functools.cache

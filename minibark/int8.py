@@ -98,7 +98,7 @@ def multiply_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         scale: (N,) float32, what a step of each column of `weight` stands for.
 
     Returns:
-        (M, N) float32; NaN in rows that are not finite.
+        (M, N) float32; rows of X that are not finite give no finite number.
     """
     largest = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))
     step = largest.div_(127).clamp_(min=1e-12)

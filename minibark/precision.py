@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import cpu
-from .int4 import GROUP, Int4Embedding, Int4Linear
+from .int4 import GROUP, Int4Embedding, Int4Linear, is_expanded
 from .int8 import (
     FOR_INT8,
     Int8Embedding,
@@ -107,7 +107,7 @@ def describe_paths(precision: str) -> str:
         return int8
     if not cpu.has_int4_linear():
         return f"int4 expanded to float32 layers, else {int8}"
-    many = "int8" if Int4Linear(torch.eye(64)).row_scale is not None else "int4"
+    many = "int8" if is_expanded() else "int4"
     return f"int4 packed layers ({many} for many rows), else {int8}"
 
 
