@@ -38,6 +38,7 @@ from .config import (
     from_fields,
     released_fields,
 )
+from .cpu import give_memory_back
 from .files import (
     State,
     inside,
@@ -128,6 +129,7 @@ class Checkpoint:
         module = _shape_of(stage, getattr(self.config, stage))
         assert isinstance(module, (GPT, FineGPT))
         reduce(module, self.states[stage], precision, device)
+        give_memory_back()
         return module.eval().requires_grad_(False)
 
     def parameters(self, stage: str, dtype: torch.dtype) -> State:

@@ -2,6 +2,9 @@
 
 import contextlib
 import dataclasses
+import platform
+import subprocess
+import sys
 import types
 import warnings
 
@@ -429,6 +432,29 @@ def test_int8_and_int4_elsewhere_are_refused():
             minibark.Bark(preset("random"), device="meta", precision=precision)
     with pytest.raises(ValueError, match="unknown precision 'int3'"):
         minibark.Bark(preset("random"), device="cpu", precision="int3")
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc is known to give memory back"
+)
+def test_memory_that_is_free_goes_back_to_the_system():
+    """Many small pieces below one that stays: freed, they are the process's until given back."""
+    script = """
+import resource
+import torch
+from minibark.cpu import give_memory_back
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+pieces, last = [torch.ones(2048) for _ in range(8192)], torch.ones(2048)
+del pieces
+before = held()
+give_memory_back()
+print((before - held()) * resource.getpagesize())
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert int(told.stdout) > 2**25
 
 
 def test_paths_are_told_in_words(product):
