@@ -37,9 +37,9 @@ from peers import AbsentError, Weights
 from sides import MORE_SIDES, SIDES, Array, Minibark, Prompt, Side, make_side
 
 import minibark
+from minibark.backend import BACKENDS, describe_backend
 from minibark.coarse import n_coarse_steps
 from minibark.config import STAGES, BarkConfig, GenerationConfig
-from minibark.graph import BACKENDS, describe_backend
 from minibark.precision import describe_paths
 
 YARDSTICK = "transformers float32"  # what every entry's speed-up is measured by

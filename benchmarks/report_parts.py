@@ -31,11 +31,12 @@ from replays import copy_bandwidth
 from torch import Tensor
 
 import minibark
+from minibark.backend import BACKENDS, choose_backend, describe_backend, why_no_triton
 from minibark.coarse import generate_coarse
 from minibark.config import GenerationConfig, preset
 from minibark.decoding import CachedDecoder, Decoder
 from minibark.fine import generate_fine
-from minibark.graph import BACKENDS, GraphDecoder, choose_backend, describe_backend, why_no_triton
+from minibark.graph import GraphDecoder
 from minibark.model import GPT
 from minibark.sampling import RandomStreams, Sampling
 from minibark.semantic import generate_semantic, semantic_prompt

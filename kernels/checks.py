@@ -1,6 +1,7 @@
 """What the kernels share: the checks of their arguments before a launch, and the way to launch."""
 
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,14 +23,24 @@ def interpreted(kernel: object) -> bool:
     return not isinstance(kernel, triton.JITFunction)
 
 
+def has_dependent_launch() -> bool:
+    """Whether the installed Triton can compile the two instructions; 3.4's cannot be called."""
+
+    def hidden(function: Any) -> set[str]:  # the argument that the compiler itself passes
+        return {"_builder", "_semantic"} & set(inspect.signature(function).parameters)
+
+    known = gdc_wait is not None and gdc_launch_dependents is not None
+    return known and hidden(gdc_wait) == hidden(tl.load)
+
+
 @functools.cache
 def dependent_launch(device: torch.device) -> dict[str, Any]:
     """The options of a kernel that can start before the one in front has ended.
 
     Such a launch needs compute capability 9.0 and a Triton that knows the two instructions.
     """
-    able = gdc_wait is not None and gdc_launch_dependents is not None
-    if able and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9:
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+    if able and has_dependent_launch():
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}
 

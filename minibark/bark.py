@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .backend import choose_backend, describe_backend
 from .coarse import generate_coarse
 from .config import BarkConfig
 from .decoding import CachedDecoder, Decoder
 from .fine import generate_fine
-from .graph import GraphDecoder, choose_backend, describe_backend
+from .graph import GraphDecoder, GraphFine
 from .model import GPT, FineGPT
 from .precision import FLOATS, check_precision, is_reduced, lay_out, reduce, warn_if_slow
 from .sampling import OnStep, Sampling
@@ -110,6 +111,7 @@ class Bark:
         self.backend = choose_backend(backend, self.device)
         self._modules: dict[str, nn.Module] = {}
         self._decoders: dict[str, GraphDecoder] = {}
+        self._fine: GraphFine | None = None
         self._build: Callable[[str], nn.Module] = self._random_module
         self._seed = seed
 
@@ -405,8 +407,17 @@ class Bark:
                 f"got {tuple(codes.shape)}"
             )
         with self._stage("fine") as model:
+            if self.device.type == "cuda" and self._fine is None:
+                self._fine = GraphFine(model)
             (fine,) = generate_fine(
-                model, [codes], [voice], g, sampling, [self._generator(seed)], on_step=on_step
+                model,
+                [codes],
+                [voice],
+                g,
+                sampling,
+                [self._generator(seed)],
+                on_step=on_step,
+                forward=self._fine,
             )
         return fine
 
@@ -471,7 +482,9 @@ class Bark:
             yield module
         finally:
             if self.offload:
-                self._decoders.pop(name, None)  # it has recorded where the weights were
+                # What was recorded knows only where the weights were.
+                self._decoders.pop(name, None)
+                self._fine = None
                 module.to("cpu")
 
     def _decoder(self, stage: str, on_step: OnStep | None) -> Callable[[GPT, int], Decoder]:

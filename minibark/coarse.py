@@ -170,7 +170,10 @@ def generate_coarse(
         while step < window_end:
             if step == window_start and not grew:
                 n = 1
-                logits = decode.prefill([prompt.to(device) for prompt in prompts], head(step))
+                logits = decode.prefill(prompts, head(step))
+                if sum(row.n_steps > window_end for row in rows) == len(live):
+                    after = [window_prompt(rows[b], window_end, config, history_len) for b in live]
+                    decode.expect(_known(prompts, after, window_end - window_start, history_len))
                 check_finite(logits, "coarse")
                 active = [rows[b].n_steps > step for b in live]
                 tokens, _ = choose_tokens(logits, head(step), sampling, streams, active)
@@ -182,14 +185,24 @@ def generate_coarse(
                 heads = [head(s) for s in steps]
                 made, _ = decode.take_steps(tokens, heads, sampling, streams, active_at)
                 tokens = made[-1]
+            found = made.cpu()
             for i, b in enumerate(live):
                 first = rows[b].n_history + step
-                mine = made[: rows[b].n_steps - step, i]
-                rows[b].coarse[first : first + len(mine)] = mine.cpu()
+                mine = found[: rows[b].n_steps - step, i]
+                rows[b].coarse[first : first + len(mine)] = mine
             step += n
             if on_step:
                 on_step("coarse", step, total)
     return [_codes(row, config) for row in rows]
+
+
+def _known(
+    now: list[Tensor], after: list[Tensor], n_made: int, max_coarse_history: int
+) -> list[Tensor]:
+    """How the next window's prompts begin: all but what this window makes; [] if they just grow."""
+    if _all_grew(now, after, n_made):
+        return []
+    return [prompt[: -min(n_made, max_coarse_history)] for prompt in after]
 
 
 def _all_grew(before: list[Tensor], after: list[Tensor], n_made: int) -> bool:

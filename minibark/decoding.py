@@ -7,7 +7,7 @@ one for GPUs. All give the same tokens, up to the rounding of sums.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +27,14 @@ class Decoder(Protocol):
     steps_at_once: int = 1
 
     def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
-        """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
+        """Start over with one prompt (T,) per row, on any device; logits (B, V) of `head`'s ids."""
+
+    def expect(self, beginnings: Sequence[Tensor]) -> None:
+        """Be told how the next prompts will begin, (T,) per row, so as to work on them meanwhile.
+
+        It changes nothing in what is given, and the next prompts may begin otherwise.
+        """
+        return
 
     def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
         """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
@@ -82,11 +89,13 @@ class CachedDecoder(Decoder):
         """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
         if self.cache is None or len(self.cache.lengths) != len(prompts):
             self.cache = new_cache(self.model, len(prompts))
+        device = self.model.transformer.wpe.weight.device
+        options: Any = {"n_merged": self.n_merged, "head": head}
         rows = [
-            self.model.prefill(prompt, self.cache, row, n_merged=self.n_merged, head=head)
+            self.model.prefill(prompt[None].to(device), self.cache, row, **options)
             for row, prompt in enumerate(prompts)
         ]
-        return torch.stack(rows)
+        return torch.cat(rows)
 
     def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
         """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
@@ -113,7 +122,8 @@ class UncachedDecoder(Decoder):
 
     def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
         """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
-        self.sequences = list(prompts)
+        device = self.model.transformer.wpe.weight.device
+        self.sequences = [prompt.to(device) for prompt in prompts]
         rows = [self.model(tokens[None], self.n_merged)[0, -1, head] for tokens in self.sequences]
         return torch.stack(rows)
 

@@ -13,7 +13,7 @@ prediction stays. Pads (the code 1,024) are attended to and predicted too, then 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,7 @@ def generate_fine(
     generators: Sequence[torch.Generator | None],
     *,
     on_step: OnStep | None = None,
+    forward: Callable[[Tensor, int, int], Tensor] | None = None,
 ) -> list[Tensor]:
     """All codebooks of a batch of utterances.
 
@@ -58,6 +59,8 @@ def generate_fine(
         sampling: how codes are chosen; the reference has temperature alone.
         generators: B random streams.
         on_step: told of progress, one step a codebook and buffer.
+        forward: what is called in place of the model, with its arguments; its logits are used
+            before it is called again.
 
     Returns:
         B tensors (n_fine_codebooks, T_b) int64 codes in [0, codebook_size), on the CPU; the given
@@ -72,7 +75,8 @@ def generate_fine(
     rows = []
     for coarse, voice in zip(coarses, voices, strict=True):
         history = voice.fine[:, -hop:] if voice else coarse.new_zeros((n_codebooks, 0)).cpu()
-        given = F.pad(coarse.cpu(), (0, 0, 0, n_codebooks - n_given), value=pad)
+        missing = torch.full((n_codebooks - n_given, coarse.shape[1]), pad)
+        given = torch.cat((coarse.cpu(), missing))
         codes = torch.cat((history, given), dim=1)
         codes = F.pad(codes, (0, max(0, length - codes.shape[1])), value=pad)
         beyond_first = coarse.shape[1] - (length - history.shape[1])
@@ -94,7 +98,8 @@ def generate_fine(
             buffers = [
                 rows[b].codes[start : start + length] for b, start in zip(live, starts, strict=True)
             ]
-            logits = model(torch.stack(buffers), codebook, skip)[..., : config.codebook_size]
+            logits = (forward or model)(torch.stack(buffers), codebook, skip)
+            logits = logits[..., : config.codebook_size]
             check_finite(logits[:, -1], "fine")
             for i, (b, start, fill) in enumerate(zip(live, starts, fills, strict=True)):
                 probs = probabilities(logits[i, fill - start - skip :], sampling)

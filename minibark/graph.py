@@ -4,100 +4,36 @@ On a GPU a step's hundreds of small operations take longer to launch than to run
 changes from step to step, the newest tokens, how much the cache holds, the random numbers and where
 results go, lies in tensors at fixed places, and the step is captured in a CUDA graph. Tokens are
 looked at after many steps; what was drawn beyond an end is given back to the random stream.
-
-A layer runs in one of two ways, the backends:
-
-    torch    plain operators of torch, over all keys up to the next multiple of 256
-    triton   five fused kernels a layer (`kernels/layer.py`), over the keys that are there
+Prompts and the fine model's passes are recorded too, once their length has been met before.
 
 On a CPU the step is called where a GPU would replay it: slow, and the same otherwise.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .backend import BackendError
 from .decoding import Decoder
-from .model import GPT, KVCache
+from .model import GPT, FineGPT, KVCache
+from .recording import Recorder, Recordings
 from .sampling import OnStep, RandomStreams, Sampling, probabilities
 
 if TYPE_CHECKING:
     from .fused import FusedGPT
 
-BACKENDS = ("torch", "triton")
 AHEAD = 60  # steps that can be taken before their tokens are looked at: a coarse window
 KEYS = 256  # the torch backend reads the cache up to a multiple of so many positions
 MAX_GRAPHS = 32  # steps that are kept at once
-MAX_PREFILLS = 16  # and prefills; each holds the activations of a whole prompt
-OLDEST_GPU = (8, 0)  # compute capability that the kernels are built for
+MAX_PASSES = 16  # and passes over whole prompts or buffers
 
 # By how much the two backends' logits may differ, over the largest of them. bfloat16 rounds the
 # torch backend's residual stream in every layer, the kernels' not at all.
 _TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-
-
-class BackendError(ValueError):
-    """A backend that cannot run here, or that gives wrong results here."""
-
-
-def choose_backend(name: str | None, device: torch.device) -> str:
-    """The backend that will run on a device.
-
-    Args:
-        name: one of `BACKENDS`, or None for the fastest that can run; it warns where that is torch
-            on an NVIDIA GPU.
-        device: where.
-
-    Raises:
-        BackendError: an unknown name, or one that cannot run on that device.
-    """
-    if name not in (None, *BACKENDS):
-        raise BackendError(f"unknown backend {name!r}; expected {', '.join(BACKENDS)}")
-    if name == "torch" or (name is None and device.type != "cuda"):
-        return "torch"
-    reason = why_no_triton(device)
-    if reason is None:
-        return "triton"
-    if name == "triton":
-        raise BackendError(f"backend 'triton' cannot run here: {reason}")
-    if torch.version.cuda is not None:
-        warnings.warn(f"the fast kernels cannot run here: {reason}", stacklevel=3)
-    return "torch"
-
-
-def why_no_triton(device: torch.device) -> str | None:
-    """Why the kernels cannot run on a device, or None if they can."""
-    installed = importlib.util.find_spec("triton") is not None
-    if device.type != "cuda":
-        if device.type == "cpu" and installed:
-            from .fused import runs_in_interpreter
-
-            if runs_in_interpreter():
-                return None
-        return f"it needs an NVIDIA GPU, and this is {device.type!r}; use backend='torch'"
-    if torch.version.cuda is None:
-        return "it needs an NVIDIA GPU; use backend='torch'"
-    if not installed:
-        return "triton is not installed; pip install 'minibark[gpu]' (Linux)"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < OLDEST_GPU:
-        have, need = (".".join(map(str, pair)) for pair in (capability, OLDEST_GPU))
-        return f"this GPU has compute capability {have}, it needs {need}; use backend='torch'"
-    return None
-
-
-def describe_backend(backend: str, device: torch.device) -> str:
-    """How decoding runs, in words."""
-    how = "plain torch" if backend == "torch" else "fused Triton kernels"
-    if device.type == "cuda":
-        return f"{how} in a CUDA graph"
-    return how if backend == "torch" else f"{how}, interpreted"
 
 
 class StaticKVCache(KVCache):
@@ -152,27 +88,51 @@ class GraphDecoder(Decoder):
         n_merged: int = 0,
         *,
         backend: str = "torch",
+        early: bool = False,
         on_step: OnStep | None = None,
     ) -> None:
-        """`on_step` is told of the warm-up, as a stage of that name, when a step is recorded."""
+        """A decoder of a model.
+
+        Args:
+            model: the model, where it will stay.
+            n_merged: as in `GPT.forward`.
+            backend: `"torch"` or `"triton"`.
+            early: prefill what `expect` tells of on a second stream, while steps run.
+            on_step: told of the warm-up, as a stage of that name, when a step is recorded.
+        """
         self.model = model
         self.n_merged = n_merged
         self.backend = backend
+        self.early = early and not n_merged
         self.on_step = on_step
         self.device = model.transformer.wpe.weight.device
         self.dtype = model.transformer.wpe.weight.dtype
         self._fused: FusedGPT | None = None
         self._n_rows = 0
+        self._recorder = Recorder(self.device)
+        self._beginnings: _Beginnings | None = None
 
     def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
         """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
         if len(prompts) != self._n_rows:
             self._allocate(len(prompts))
-        logits = [self._prefill(row, prompt, head) for row, prompt in enumerate(prompts)]
         lengths = [len(prompt) - self.n_merged for prompt in prompts]
-        self.cache.lengths = lengths
         self.cache.device_lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
-        return torch.stack(logits)
+        if len(set(lengths)) == 1:
+            logits = self._prefill(0, torch.stack(list(prompts)), head)
+        else:
+            rows = [self._prefill(row, prompt[None], head) for row, prompt in enumerate(prompts)]
+            logits = torch.cat(rows)
+        self.cache.lengths = lengths  # a replay has not noted them
+        return logits
+
+    def expect(self, beginnings: Sequence[Tensor]) -> None:
+        """Prefill how the next prompts will begin, (T,) per row, beside the steps that follow."""
+        lengths = {len(beginning) for beginning in beginnings}
+        if self.early and len(beginnings) == self._n_rows and len(lengths) == 1:
+            if self._beginnings is None:
+                self._beginnings = _Beginnings(self.model, self._n_rows)
+            self._beginnings.begin(torch.stack(list(beginnings)))
 
     def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
         """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
@@ -201,10 +161,12 @@ class GraphDecoder(Decoder):
         self.index.zero_()
         width = heads[0].stop - heads[0].start
         noise = self._noise(width)
-        if not sampling.greedy:
-            streams.draw_ahead(noise[:n], active)
         n_keys = self._keys(n)
-        for head in heads:
+        if not sampling.greedy:
+            streams.start_ahead(n, width)
+        for step, (head, rows) in enumerate(zip(heads, active, strict=True)):
+            if not sampling.greedy:
+                streams.draw_next(noise[step], rows)
             self._recorded(head, sampling, n_keys)()
         self.cache.lengths = [length + n for length in self.cache.lengths]
         return self.tokens[:n].clone(), self.last_p[:n].clone()
@@ -213,8 +175,10 @@ class GraphDecoder(Decoder):
         """Make everything of a fixed place for so many rows; what was recorded is void."""
         self._n_rows = n_rows
         self._steps: dict[object, Callable[[], None]] = {}
-        self._prefills: dict[object, _Prefill] = {}
-        self._seen: frozenset[object] = frozenset()
+        self._prefills = Recordings(self._recorder, MAX_PASSES)
+        if self._beginnings is not None:
+            self._beginnings.forget()
+            self._beginnings = None
         self._noises: dict[int, Tensor] = {}
         self.cache = StaticKVCache(self.model, n_rows, device=self.device, dtype=self.dtype)
         self.token = torch.zeros(n_rows, dtype=torch.int64, device=self.device)
@@ -226,22 +190,23 @@ class GraphDecoder(Decoder):
 
             self._fused = FusedGPT(self.model)
 
-    def _prefill(self, row: int, prompt: Tensor, head: slice) -> Tensor:
-        """Fill one row from its prompt (T,); logits (V,). Recorded from the second on of a length.
+    def _prefill(self, row: int, prompts: Tensor, head: slice) -> Tensor:
+        """Fill rows from `row` on with prompts (R, T); logits (R, V).
 
         With a full voice all windows have one length; the prompt of a text always has.
         """
-        key = (row, len(prompt), head.start, head.stop)
-        if key not in self._prefills:
-            seen, self._seen = key in self._seen, self._seen | {key}
-            if not seen:
-                return self.model.prefill(
-                    prompt, self.cache, row, n_merged=self.n_merged, head=head
-                )
-            if len(self._prefills) == MAX_PREFILLS:
-                self._prefills.clear()
-            self._prefills[key] = _Prefill(self, row, prompt, head)
-        return self._prefills[key](prompt)
+        early = self._beginnings.take(prompts) if self._beginnings is not None else None
+        past = early.lengths[0] if early is not None else 0
+
+        def fill(tokens: Tensor) -> Tensor:
+            if early is not None:
+                for buffer, beginning in zip(self.cache.kv, early.kv, strict=True):
+                    buffer[:, :, :, :past] = beginning[:, :, :, :past]
+            options: Any = {"past": past, "n_merged": self.n_merged, "head": head}
+            return self.model.prefill(tokens, self.cache, row, **options)
+
+        key = (row, past, tuple(prompts.shape), head.start, head.stop)
+        return self._prefills(key, fill, prompts[:, past:]).clone()
 
     def _check_room(self, n: int) -> None:
         block_size = self.model.config.block_size
@@ -304,31 +269,13 @@ class GraphDecoder(Decoder):
                 self.on_step("warm-up", 0, 1)
             if first and self._fused is not None:
                 self._check_kernels(head)
-            self._steps[key] = self._record(lambda: self._step(head, sampling))
+            self._steps[key] = self._recorder.record(
+                lambda: self._step(head, sampling),
+                (self.token, self.index, self.cache.device_lengths),
+            )
             if first and self.on_step:
                 self.on_step("warm-up", 1, 1)
         return self._steps[key]
-
-    def _record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """A CUDA graph of a step; off a GPU the step itself."""
-        if self.device.type != "cuda":
-            return step
-        with torch.cuda.device(self.device):
-            kept = [t.clone() for t in (self.token, self.index, self.cache.device_lengths)]
-            # Kernels are compiled and workspaces made by a first run, off the stream in use.
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                step()
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step()
-            for tensor, value in zip(
-                (self.token, self.index, self.cache.device_lengths), kept, strict=True
-            ):
-                tensor.copy_(value)
-        return graph.replay
 
     def _check_kernels(self, head: slice) -> None:
         """Refuse kernels that on this GPU do not give what plain torch gives."""
@@ -346,22 +293,58 @@ class GraphDecoder(Decoder):
             )
 
 
-class _Prefill:
-    """A recorded prefill of one row by prompts of one length."""
+class _Beginnings:
+    """How the next prompts begin, prefilled into a cache of its own beside the steps of these."""
 
-    def __init__(self, decoder: GraphDecoder, row: int, prompt: Tensor, head: slice) -> None:
-        self._prompt = prompt.clone()
-        self._logits = torch.empty(0)
+    def __init__(self, model: GPT, n_rows: int) -> None:
+        weight = model.transformer.wpe.weight
+        self._model = model
+        self._recorder = Recorder(weight.device)
+        self._prefills = Recordings(self._recorder, MAX_PASSES)
+        self._cache = KVCache(model.config, n_rows, device=weight.device, dtype=weight.dtype)
+        if self._recorder.stream is not None:
+            for buffer in self._cache.kv:  # whose memory is not to be given away while it runs
+                buffer.record_stream(self._recorder.stream)
+        self._tokens: Tensor | None = None
 
-        def run() -> None:
-            self._logits = decoder.model.prefill(
-                self._prompt, decoder.cache, row, n_merged=decoder.n_merged, head=head
-            )
+    def begin(self, tokens: Tensor) -> None:
+        """Prefill tokens (B, T)."""
+        self._tokens = tokens
 
-        self._run = decoder._record(run)
+        def fill(tokens: Tensor) -> Tensor:
+            return self._model.prefill(tokens, self._cache, 0, head=slice(0, 1))
 
-    def __call__(self, prompt: Tensor) -> Tensor:
-        """Logits (V,) after a prompt (T,)."""
-        self._prompt.copy_(prompt)
-        self._run()
-        return self._logits.clone()
+        with self._recorder.beside():
+            self._prefills(tokens.shape, fill, tokens)
+
+    def take(self, prompts: Tensor) -> KVCache | None:
+        """The cache that begins as prompts (B, T) do, or None; at most once."""
+        tokens, self._tokens = self._tokens, None
+        if tokens is None:
+            return None
+        self._recorder.join()
+        n = tokens.shape[1]
+        fits = len(prompts) == len(tokens) and n < prompts.shape[1]
+        if not fits or not torch.equal(prompts[:, :n], tokens):
+            return None
+        self._cache.lengths = [n] * len(tokens)
+        return self._cache
+
+    def forget(self) -> None:
+        """Wait, on the device, for what may still run."""
+        self._recorder.join()
+
+
+class GraphFine:
+    """A `FineGPT` whose passes are recorded; called as the model is."""
+
+    def __init__(self, model: FineGPT) -> None:
+        """The model's weights must stay where they are."""
+        self._model = model
+        device = model.transformer.wpe.weight.device
+        self._passes = Recordings(Recorder(device), MAX_PASSES)
+
+    def __call__(self, codes: Tensor, codebook: int, start: int = 0) -> Tensor:
+        """Logits (B, T - start, V) of a codebook, as `FineGPT.forward`, until the next call."""
+        key = (tuple(codes.shape), codebook, start)
+        return self._passes(key, lambda codes: self._model(codes, codebook, start), codes)

@@ -7,6 +7,8 @@ those of the released Suno checkpoints.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -27,9 +29,16 @@ class KVCache:
         self.kv = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.lengths = [0] * batch_size
 
-    def prefill(self, layer: int, row: int, kv: Tensor) -> None:
-        """Write a whole prompt's keys and values, (2, H, T, D), at the start of one row."""
-        self.kv[layer][:, row, :, : kv.shape[2]] = kv
+    def prefill(self, layer: int, row: int, past: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a prompt's keys and values, (2, R, H, T, D), behind `past` positions of R rows.
+
+        Returns:
+            The keys and values (R, H, past + T, D) of those rows, from `row` on.
+        """
+        rows, end = slice(row, row + kv.shape[1]), past + kv.shape[3]
+        self.kv[layer][:, rows, :, past:end] = kv
+        k, v = self.kv[layer][:, rows, :, :end] if past else kv
+        return k, v
 
     def grow(self) -> int | list[int] | Tensor:
         """Make room for one position more in every row, and say which one that is."""
@@ -62,6 +71,15 @@ class KVCache:
         return y.squeeze(2)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where in a cache a prompt goes: to rows from `row` on, behind `past` positions."""
+
+    cache: KVCache
+    row: int
+    past: int = 0
+
+
 class Linear(nn.Linear):
     """x W^T + b, by the fastest product that this device has."""
 
@@ -82,16 +100,16 @@ class SelfAttention(nn.Module):
         self.product_dtype: torch.dtype | None = None  # see `ops.attention`
 
     def forward(
-        self, x: Tensor, cache: KVCache | None = None, layer: int = 0, row: int = 0, start: int = 0
+        self, x: Tensor, place: Place | None = None, layer: int = 0, start: int = 0
     ) -> Tensor:
-        """Mix positions of x (B, T, C); a cache is given one row's keys and values.
+        """Mix positions of x (B, T, C), and, if they have a place in a cache, what is before it.
 
         Only positions from `start` on are given; if causal, `start` is 0 or the last position.
         """
         qkv = self.c_attn(x).view(*x.shape[:2], 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
-        if cache is not None:
-            cache.prefill(layer, row, qkv[1:, 0])
         q, k, v = qkv.unbind()  # (B, H, T, D)
+        if place is not None:
+            k, v = place.cache.prefill(layer, place.row, place.past, qkv[1:])
         causal = self.causal and start < x.shape[1] - 1  # the last position sees everything
         y = ops.attention(q[:, :, start:], k, v, causal=causal, product_dtype=self.product_dtype)
         out: Tensor = self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
@@ -130,10 +148,10 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, cache: KVCache | None = None, layer: int = 0, row: int = 0, start: int = 0
+        self, x: Tensor, place: Place | None = None, layer: int = 0, start: int = 0
     ) -> Tensor:
         """Transform x (B, T, C); positions from `start` on."""
-        x = x[:, start:] + self.attn(self.ln_1(x), cache, layer, row, start)
+        x = x[:, start:] + self.attn(self.ln_1(x), place, layer, start)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -169,18 +187,20 @@ class Transformer(nn.Module):
         )
         self.ln_f = nn.LayerNorm(config.n_embd, bias=norm_bias)
 
-    def forward(
-        self, x: Tensor, cache: KVCache | None = None, row: int = 0, start: int = 0
-    ) -> Tensor:
-        """Blocks over embedded tokens x (B, T, C) at positions 0 to T; gives those from `start`."""
-        length, block_size = x.shape[1], self.wpe.num_embeddings
+    def forward(self, x: Tensor, place: Place | None = None, start: int = 0) -> Tensor:
+        """Blocks over embedded tokens x (B, T, C), from position 0 on or behind a place's past.
+
+        Only positions from `start` of x on are given.
+        """
+        past = place.past if place else 0
+        length, block_size = past + x.shape[1], self.wpe.num_embeddings
         if length > block_size:
             raise ValueError(f"{length} positions do not fit the model's block_size {block_size}")
-        x = x + self.wpe.weight[:length]
+        x = x + self.wpe.weight[past:length]
         last = len(self.h) - 1
         for layer, block in enumerate(self.h):
             # Below the last layer every position is needed, for its keys and values above.
-            x = block(x, cache, layer, row, start if layer == last else 0)
+            x = block(x, place, layer, start if layer == last else 0)
         return x
 
     def decode(self, x: Tensor, cache: KVCache) -> Tensor:
@@ -220,24 +240,32 @@ class GPT(nn.Module):
         return self._logits(self.transformer(self._embed(tokens, n_merged)), slice(None))
 
     def prefill(
-        self, tokens: Tensor, cache: KVCache, row: int, *, n_merged: int = 0, head: slice
+        self,
+        tokens: Tensor,
+        cache: KVCache,
+        row: int,
+        *,
+        past: int = 0,
+        n_merged: int = 0,
+        head: slice,
     ) -> Tensor:
-        """Fill one row of the cache from a prompt and give the logits that follow it.
+        """Fill rows of the cache from prompts of one length and give the logits that follow.
 
         Args:
-            tokens: (T,) int64, the prompt.
-            cache: its row `row` is overwritten from position 0.
-            row: which row.
+            tokens: (R, T) int64, the prompts, or what comes behind `past` positions of them.
+            cache: its R rows from `row` on are overwritten from position `past` on.
+            row: the first of them.
+            past: positions that those rows hold already.
             n_merged: as in `forward`.
             head: the output ids wanted.
 
         Returns:
-            (V,) float32 logits of the ids in `head`.
+            (R, V) float32 logits of the ids in `head`.
         """
-        x = self._embed(tokens[None], n_merged)
-        cache.lengths[row] = x.shape[1]
-        x = self.transformer(x, cache, row, start=x.shape[1] - 1)
-        return self._logits(x[:, 0], head)[0]
+        x = self._embed(tokens, n_merged)
+        cache.lengths[row : row + len(x)] = [past + x.shape[1]] * len(x)
+        x = self.transformer(x, Place(cache, row, past), start=x.shape[1] - 1)
+        return self._logits(x[:, 0], head)
 
     def decode_one(self, tokens: Tensor, cache: KVCache, *, head: slice) -> Tensor:
         """Append one token to every row of the cache and give the logits that follow.

@@ -51,7 +51,7 @@ def attention(
     """Softmax attention of every position over all positions, or over those up to itself.
 
     Args:
-        q: queries (B, H, T, D); without a mask there may be fewer of them than keys.
+        q: queries (B, H, T, D); there may be fewer of them than keys: the last ones.
         k: keys (B, H, T, D).
         v: values (B, H, T, D).
         causal: True hides later positions from earlier ones.
@@ -61,8 +61,13 @@ def attention(
     Returns:
         (B, H, T, D), dtype of `q`.
     """
-    if product_dtype is None or q.shape[2] <= (BLOCK if causal else SHORT):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    n_queries, n_keys = q.shape[2], k.shape[2]
+    if product_dtype is None or n_queries <= (BLOCK if causal else SHORT):
+        if not causal or n_queries == n_keys:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        seen = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
+        seen = seen.tril_(n_keys - n_queries)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     out = torch.empty_like(q)
     q = q * q.shape[-1] ** -0.5
     q, k, v = (x.to(product_dtype, memory_format=torch.contiguous_format) for x in (q, k, v))
@@ -80,12 +85,13 @@ def _attention_by_head(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
 def _causal_attention_by_block(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
     """One block of queries after the other, over the keys up to its end; q is scaled."""
     hidden = q.new_full((BLOCK, BLOCK), -torch.inf).triu_(1)
+    past = k.shape[2] - q.shape[2]
     for first in range(0, q.shape[2], BLOCK):
         last = min(first + BLOCK, q.shape[2])
         n = last - first
-        scores = q[:, :, first:last] @ k[:, :, :last].transpose(2, 3)
-        scores[..., first:] += hidden[:n, :n]
-        out[:, :, first:last] = scores.softmax(-1) @ v[:, :, :last]
+        scores = q[:, :, first:last] @ k[:, :, : past + last].transpose(2, 3)
+        scores[..., past + first :] += hidden[:n, :n]
+        out[:, :, first:last] = scores.softmax(-1) @ v[:, :, : past + last]
 
 
 def common_length(lengths: Sequence[int]) -> int | None:

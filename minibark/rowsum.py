@@ -60,14 +60,24 @@ class RowSumKVCache(KVCache):
         self._scale = torch.full((n_chunks, 1), head_size**-0.5)
         self._steps: list[_Step] = []
 
-    def prefill(self, layer: int, row: int, kv: Tensor) -> None:
-        """Write a whole prompt's keys and values, (2, H, T, D), at the start of one row."""
-        n_positions = kv.shape[2]
-        keys = self.keys[layer, row]
-        for chunk, first in enumerate(range(0, n_positions, CHUNK)):
-            part = kv[0, :, first : first + CHUNK].transpose(1, 2)  # (H, D, at most CHUNK)
-            keys[:, chunk, :, : part.shape[2]] = part
-        self.values[layer, row, :, :n_positions] = kv[1]
+    def prefill(self, layer: int, row: int, past: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a prompt's keys and values, (2, R, H, T, D), behind `past` positions of R rows.
+
+        Returns:
+            The keys and values (R, H, past + T, D) of those rows, from `row` on.
+        """
+        k, v = kv
+        rows, end = slice(row, row + len(k)), past + k.shape[2]
+        keys, values = self.keys[layer, rows], self.values[layer, rows]
+        for chunk in range(past // CHUNK, -(-end // CHUNK)):
+            begin = chunk * CHUNK
+            first, last = max(past, begin), min(end, begin + CHUNK)
+            part = k[:, :, first - past : last - past].mT  # (R, H, D, at most CHUNK)
+            keys[:, :, chunk, :, first - begin : last - begin] = part
+        values[:, :, past:end] = v
+        if past:
+            k, v = keys.mT.flatten(2, 3)[:, :, :end], values[:, :, :end]
+        return k, v
 
     def grow(self) -> int | list[int] | Tensor:
         """Make room for one position more in every row, and say which one that is."""

@@ -121,22 +121,24 @@ class RandomStreams:
         ]
         return torch.stack(rows)
 
-    def draw_ahead(self, noise: Tensor, active: Sequence[Sequence[bool]]) -> None:
-        """Fill noise (n, B, V) with what `draw` would divide by in the next n steps.
-
-        Where a row is not active, in active[step][row], nothing is drawn and the noise is 1.
-        """
+    def start_ahead(self, n_steps: int, n_numbers: int) -> None:
+        """Note where the streams are, before `draw_next` is called for so many steps."""
         self._before = [generator.get_state() for generator in self._generators]
-        self._made = (len(noise), noise.shape[2])
-        for of_step, active_rows in zip(noise, active, strict=True):
-            for row, generator in enumerate(self._generators):
-                if active_rows[row]:
-                    of_step[row].exponential_(generator=generator)
-                else:
-                    of_step[row].fill_(1)
+        self._made = (n_steps, n_numbers)
+
+    def draw_next(self, noise: Tensor, active: Sequence[bool]) -> None:
+        """Fill noise (B, V) with what `draw` would divide by in the next step.
+
+        Where a row is not active nothing is drawn and the noise is 1.
+        """
+        for row, generator in enumerate(self._generators):
+            if active[row]:
+                noise[row].exponential_(generator=generator)
+            else:
+                noise[row].fill_(1)
 
     def give_back(self, row: int, n_draws: int) -> None:
-        """Undo the last draws that `draw_ahead` made for one row."""
+        """Undo the last draws that were made ahead for one row."""
         if not n_draws or not self._before:
             return
         assert not self.shared

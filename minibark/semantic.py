@@ -121,7 +121,7 @@ def generate_semantic(
     running = set(range(len(rows)))
     streams = RandomStreams(generators, device)
     at_once = 1 if streams.shared else min(decode.steps_at_once, END_TEST_STEPS)
-    logits = decode.prefill([prompt.to(device) for prompt in prompts], head)
+    logits = decode.prefill(prompts, head)
     check_finite(logits, "semantic")
     made, end_p = (
         found[None] for found in choose_tokens(logits, head, sampling, streams, [True] * len(rows))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pytest
 import random_bark
@@ -19,10 +20,11 @@ from random_bark import GENERATION, assert_same_tokens, random_gpt, random_voice
 from torch import Tensor
 
 from minibark import Bark
+from minibark.backend import BackendError, choose_backend
 from minibark.coarse import generate_coarse
 from minibark.config import BarkConfig, GPTConfig, preset
 from minibark.decoding import CachedDecoder
-from minibark.graph import AHEAD, BackendError, GraphDecoder, choose_backend
+from minibark.graph import AHEAD, GraphDecoder, GraphFine
 from minibark.int8 import Int8Weight, quantize_rows
 from minibark.model import GPT
 from minibark.precision import reduce
@@ -175,13 +177,13 @@ def test_a_step_is_recorded_once_for_all_utterances_of_as_many_rows(coarse):
     told: list[tuple[str, int, int]] = []
     decoder = GraphDecoder(coarse, on_step=lambda *step: told.append(step))
     recorded: list[object] = []
-    record = decoder._record
+    record = decoder._recorder.record
 
-    def counted(step: Callable[[], None]) -> Callable[[], None]:
+    def counted(step: Callable[[], None], *kept: Sequence[Tensor]) -> Callable[[], None]:
         recorded.append(step)
-        return record(step)
+        return record(step, *kept)
 
-    decoder._record = counted  # type: ignore[method-assign]
+    decoder._recorder.record = counted  # type: ignore[method-assign]
     for seed in range(3):
         semantic = torch.randint(10_000, (45,))
         for sampling in SAMPLINGS[:2]:
@@ -192,7 +194,8 @@ def test_a_step_is_recorded_once_for_all_utterances_of_as_many_rows(coarse):
     # Two codebooks and two ways to sample; a voice is cut a little shorter than what later windows
     # see of what was made.
     assert len(recorded) == 4 + 2
-    assert sorted(length for _, length, *_ in decoder._prefills) == [883, 887]
+    shapes = [shape for _, _, shape, *_ in decoder._prefills.recorded]
+    assert sorted(shapes) == [(1, 883), (1, 887)]
     assert told == [("warm-up", 0, 1), ("warm-up", 1, 1)]
 
 
@@ -211,13 +214,81 @@ def test_a_step_waits_for_nothing_and_stays_on_its_device():
 def test_draws_given_back_are_drawn_again():
     ours, theirs = streams(1, 2), streams(1, 2)
     rows = RandomStreams(ours, CPU)
-    rows.draw_ahead(torch.empty(9, 2, 33), [[True, True]] * 9)
+    rows.start_ahead(9, 33)
+    for _ in range(9):
+        rows.draw_next(torch.empty(2, 33), [True, True])
     rows.give_back(0, 0)
     rows.give_back(1, 4)
     for generator, n in zip(theirs, (9, 5), strict=True):
         for _ in range(n):
             torch.empty(33).exponential_(generator=generator)
     assert_same_streams(ours, theirs)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "drawn", "filtered"])
+@pytest.mark.parametrize(
+    ("n", "voices", "n_early"),
+    [(100, VOICES[3:], 4), (100, [VOICES[2], VOICES[3], VOICES[3]], 4), (250, [None], 1)],
+    ids=["one", "three", "no-voice"],
+)
+def test_windows_begun_early_give_the_codes_and_streams_of_the_loop(
+    coarse, monkeypatch, n, voices, n_early, sampling
+):
+    semantics = [torch.randint(10_000, (n,)) for _ in voices]
+    rows = range(len(voices))
+    args = (coarse, semantics, voices, GENERATION, sampling)
+    theirs = streams(*rows)
+    wanted = generate_coarse(*args, theirs)
+    decoder = GraphDecoder(coarse, early=True)
+    pasts: list[int] = []
+    prefill = coarse.prefill
+
+    def noted(*args: object, **options: Any) -> Tensor:
+        pasts.append(options.get("past", 0))
+        return prefill(*args, **options)
+
+    monkeypatch.setattr(coarse, "prefill", noted)
+    for _ in range(2):
+        pasts.clear()
+        ours = streams(*rows)
+        made = generate_coarse(*args, ours, decoder=lambda model, n: decoder)
+        for row, expected in zip(made, wanted, strict=True):
+            assert_same_tokens(row, expected)
+        assert_same_streams(ours, theirs)
+        assert [past for past in pasts if past] == [827] * n_early
+
+
+def test_prompts_that_begin_otherwise_than_expected_are_read_whole():
+    model, x = random_gpt(SMALL), torch.randint(90, (2, 60))
+    other = x.clone()
+    other[1, 3] += 1 - 2 * (other[1, 3] == 89)
+    beginnings = (
+        x[:, :50], other[:, :50], x, x[:1, :50], [x[0, :50], x[1, :40]], [],
+    )  # fmt: skip
+    with torch.inference_mode():
+        wanted = CachedDecoder(model).prefill(list(x), HEAD)
+        decoder = GraphDecoder(model, early=True)
+        decoder.prefill(list(other), HEAD)
+        for beginning in beginnings:
+            decoder.expect(list(beginning))
+            torch.testing.assert_close(decoder.prefill(list(x), HEAD), wanted)
+        decoder.expect(list(x[:, :50]))
+        torch.testing.assert_close(decoder.prefill([x[0]], HEAD), wanted[:1])
+
+
+# ---- the fine model
+
+
+def test_recorded_passes_of_the_fine_model_are_its_own():
+    model = random_bark.random_stage("fine")
+    passes = GraphFine(model)
+    with torch.inference_mode():
+        for codebook, start in ((2, 0), (7, 0), (2, 30)):
+            for n in (1, 2):
+                for _ in range(3):
+                    codes = torch.randint(1024, (n, 40, 8))
+                    made = passes(codes, codebook, start)
+                    torch.testing.assert_close(made, model(codes, codebook, start))
 
 
 # ---- which backend runs

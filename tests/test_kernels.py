@@ -352,7 +352,7 @@ def test_kernels_compile_for_nvidia(monkeypatch, tmp_path, dtype, capability, on
     constants = {"D": 64, "BLOCK_D": 64, "CAUSAL": not ones, "BLOCK_Q": block_q}
     constants |= {"BLOCK_T": decode_file.TILE_SIZE // 64, "BLOCK_SPLITS": 1 if ones else 16}
     constants |= dict.fromkeys(ones, 1)
-    constants["PDL"] = capability >= 90 and checks.gdc_wait is not None
+    constants["PDL"] = capability >= 90 and checks.has_dependent_launch()
     for kernel, block, warps in (
         (attention_file._attention_kernel, block_k, num_warps),
         (decode_file._decode_attention_kernel, None, 4),

@@ -536,7 +536,7 @@ def compile_linear(
     constants |= {"K": n_in, "H": n_embd // 64, "T": T_MAX, "D": 64}
     constants |= {"NORM_BIAS": bias, "BIAS": bias, "INT8": dtype == INT8}
     constants |= {"BLOCK_N": block_n, "BLOCK_K": block_k}
-    constants["PDL"] = capability >= 90 and checks.gdc_wait is not None
+    constants["PDL"] = capability >= 90 and checks.has_dependent_launch()
     if kernel is linear_file._batched_linear_kernel:
         constants |= {"BLOCK_N": linear_file.BATCH_BLOCK_N, "BLOCK_K": linear_file.BATCH_BLOCK_K}
         constants["ROWS"] = linear_file.ROWS
@@ -569,7 +569,7 @@ def test_one_row_kernels_compile(monkeypatch, tmp_path, capability, n_embd, dtyp
         kernel, bias = linear_file._linear_kernel, dtype == F16
         compiled = compile_linear(kernel, n_embd, product, dtype, capability, bias)
         assert_nothing_is_spilled(compiled, tmp_path / "cubin")
-        if capability >= 90 and checks.gdc_wait is not None:
+        if capability >= 90 and checks.has_dependent_launch():
             loads = loads_before_the_wait(compiled)
             assert set(loads) == {"ld.global.v4.b32"}
             n_threads, n_bytes = 4 * 32, 16
@@ -592,7 +592,7 @@ def test_batched_kernels_compile(monkeypatch, tmp_path, capability, n_embd, dtyp
         assert_nothing_is_spilled(compiled, tmp_path / "cubin")
         if dtype != F32:
             assert re.search(r"\bw?g?mma\S*sync", compiled.asm["ptx"])  # tensor cores
-        if capability >= 90 and checks.gdc_wait is not None:
+        if capability >= 90 and checks.has_dependent_launch():
             assert not loads_before_the_wait(compiled)
 
 

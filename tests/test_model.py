@@ -9,7 +9,7 @@ import torch
 from random_bark import random_gpt, suno_twin
 from torch import Tensor
 
-from minibark import rowsum
+from minibark import ops, rowsum
 from minibark.config import FineGPTConfig, GPTConfig
 from minibark.decoding import CachedDecoder, UncachedDecoder
 from minibark.model import GPT, FineGPT, KVCache
@@ -165,7 +165,7 @@ def test_prefill_and_decode_equal_forward_at_every_step(n_merged, n_prompt, new_
     x = tokens(48 + n_merged)
     full = model(x[None], n_merged)[0]
     cache = new_cache(model, 1)
-    logits = [model.prefill(x[:n_prompt], cache, 0, n_merged=n_merged, head=ALL)]
+    logits = [model.prefill(x[None, :n_prompt], cache, 0, n_merged=n_merged, head=ALL)[0]]
     for token in x[n_prompt:]:
         logits.append(model.decode_one(token[None], cache, head=ALL)[0])
     assert_close(torch.stack(logits), full[n_prompt - n_merged - 1 :], atol=1e-5)
@@ -174,11 +174,35 @@ def test_prefill_and_decode_equal_forward_at_every_step(n_merged, n_prompt, new_
 
 def test_a_used_cache_starts_over(new_cache):
     model, cache = random_gpt(TINY), new_cache(random_gpt(TINY), 1)
-    model.prefill(tokens(40), cache, 0, head=ALL)
+    model.prefill(tokens(40)[None], cache, 0, head=ALL)
     x = tokens(12)
-    model.prefill(x[:10], cache, 0, head=ALL)
+    model.prefill(x[None, :10], cache, 0, head=ALL)
     model.decode_one(x[10:11], cache, head=ALL)
     assert_close(model.decode_one(x[11:], cache, head=ALL)[0], model(x[None])[0, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("past", "n_more"), [(1, 1), (7, 20), (30, 1), (16, 16)])
+def test_prompts_can_be_filled_in_parts_and_several_at_once(past, n_more, new_cache):
+    model, x = random_gpt(TINY), tokens(3, 48)
+    full, end = model(x), past + n_more
+    cache = new_cache(model, 4)
+    model.prefill(x[:1, :5], cache, 0, head=ALL)
+    first = model.prefill(x[:, :past], cache, 1, head=ALL)
+    assert_close(first, full[:, past - 1], atol=1e-5)
+    second = model.prefill(x[:, past:end], cache, 1, past=past, head=ALL)
+    assert_close(second, full[:, end - 1], atol=1e-5)
+    assert cache.lengths == [5, end, end, end]
+    logits = model.decode_one(torch.cat((x[:1, 5], x[:, end])), cache, head=ALL)
+    assert_close(logits, torch.cat((full[:1, 5], full[:, end])), atol=1e-5)
+
+
+@pytest.mark.parametrize("n_queries", [1, 5, 200, 400])
+@pytest.mark.parametrize("product_dtype", [None, torch.float32])
+def test_attention_of_the_last_positions_is_the_end_of_that_of_all(n_queries, product_dtype):
+    q, k, v = torch.randn(3, 2, 3, 400, 16)
+    whole = ops.attention(q, k, v, causal=True)
+    last = ops.attention(q[:, :, -n_queries:], k, v, causal=True, product_dtype=product_dtype)
+    assert_close(last, whole[:, :, -n_queries:], atol=1e-5)
 
 
 def test_rows_of_other_lengths_do_not_touch_each_other(new_cache):
@@ -186,7 +210,7 @@ def test_rows_of_other_lengths_do_not_touch_each_other(new_cache):
     sequences = [tokens(length + 10) for length in lengths]
     cache = new_cache(model, 4)
     for row, (x, n) in enumerate(zip(sequences, lengths, strict=True)):
-        model.prefill(x[:n], cache, row, head=ALL)
+        model.prefill(x[None, :n], cache, row, head=ALL)
     for step in range(10):
         newest = torch.stack([x[n + step] for x, n in zip(sequences, lengths, strict=True)])
         logits = model.decode_one(newest, cache, head=ALL)
@@ -198,7 +222,9 @@ def test_head_slices_are_slices_of_all_logits():
     model, x, head = random_gpt(TINY), tokens(11), slice(13, 37)
     cache = nan_cache(model, 1)
     expected = model(x[None])[0]
-    assert_close(model.prefill(x[:10], cache, 0, head=head), expected[-2, 13:37], atol=1e-5)
+    assert_close(
+        model.prefill(x[None, :10], cache, 0, head=head)[0], expected[-2, 13:37], atol=1e-5
+    )
     assert_close(model.decode_one(x[10:], cache, head=head)[0], expected[-1, 13:37], atol=1e-5)
 
 
@@ -247,11 +273,11 @@ def test_what_does_not_fit_is_refused():
         model(tokens(1, 59), n_merged=10)
     assert model(tokens(1, 58), n_merged=10).shape == (1, 48, 70)
     with pytest.raises(ValueError, match="49 positions"):
-        model.prefill(tokens(49), cache, 0, head=ALL)
+        model.prefill(tokens(49)[None], cache, 0, head=ALL)
     with pytest.raises(ValueError, match="49 positions"):
         random_gpt(FINE)(tokens(1, 49, 8), 2)
-    model.prefill(tokens(5), cache, 0, head=ALL)
-    model.prefill(tokens(47), cache, 1, head=ALL)
+    model.prefill(tokens(5)[None], cache, 0, head=ALL)
+    model.prefill(tokens(47)[None], cache, 1, head=ALL)
     model.decode_one(tokens(2), cache, head=ALL)
     with pytest.raises(ValueError, match="full at 48"):
         model.decode_one(tokens(2), cache, head=ALL)
@@ -266,7 +292,7 @@ def test_half_precision_gives_float32_logits_near_the_exact_ones(dtype, toleranc
     model, x = random_gpt(WITH_BIAS), tokens(1, 40)
     half = random_gpt(WITH_BIAS).to(dtype)
     cache = nan_cache(half, 1, dtype)
-    stepwise = [half.prefill(x[0, :20], cache, 0, head=ALL)]
+    stepwise = [half.prefill(x[:, :20], cache, 0, head=ALL)[0]]
     stepwise += [half.decode_one(x[:, t], cache, head=ALL)[0] for t in range(20, 40)]
     expected = model(x)[0]
     for logits, exact in ((half(x)[0], expected), (torch.stack(stepwise), expected[19:])):
