@@ -37,6 +37,7 @@ PARTS = {
     "kernels": 80,
     "batch": 70,
     "small": 100,
+    "passes": 60,
     "sanitizer": 45,
 }
 WHAT = {
@@ -48,9 +49,10 @@ WHAT = {
     "kernels": "each kernel",
     "batch": "16 utterances at once, large model",
     "small": "a 5 s clip, small model",
+    "passes": "prompts and fine passes: rate, attention by torch and by ours; early prompts",
     "sanitizer": "compute-sanitizer over the kernels",
 }
-NEED_MODELS = ("tokens", "large", "step", "batch", "small")
+NEED_MODELS = ("tokens", "large", "step", "batch", "small", "passes")
 NOTHING = "TIMES MEAN NOTHING"
 
 

@@ -18,7 +18,7 @@ from measure import timed
 
 Call = Callable[[], Any]
 
-LAUNCHES = 64  # recorded at least
+LAUNCHES = 64  # recorded at least, of a kernel
 MIN_SETS = 8
 MAX_SETS = 400
 L2_BYTES = 64 << 20  # where torch does not say
@@ -35,8 +35,10 @@ def n_sets(set_bytes: int, device: torch.device) -> int:
     return min(MAX_SETS, max(MIN_SETS, math.ceil(4 * l2_bytes / set_bytes)))
 
 
-def seconds_per_call(calls: Sequence[Call], device: torch.device, repeats: int) -> list[float]:
-    """Seconds of one call, by each of `repeats` replays; by one call on a CPU."""
+def seconds_per_call(
+    calls: Sequence[Call], device: torch.device, repeats: int, launches: int = LAUNCHES
+) -> list[float]:
+    """Seconds of one call, by each of `repeats` replays of so many; by one call on a CPU."""
     if device.type != "cuda":
         return [timed(calls[0], device)[0]]
     with torch.cuda.device(device):
@@ -47,7 +49,7 @@ def seconds_per_call(calls: Sequence[Call], device: torch.device, repeats: int) 
             for call in calls[:MIN_SETS]:
                 call()
         torch.cuda.current_stream().wait_stream(stream)
-        passes = math.ceil(LAUNCHES / len(calls))
+        passes = math.ceil(launches / len(calls))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for _ in range(passes):
@@ -80,6 +82,16 @@ def copy_bandwidth(device: torch.device) -> float:
         return 2 * size / min(timed(lambda: target.copy_(source), device)[0] for _ in range(3))
     event_seconds(lambda: target.copy_(source), 20)
     return 2 * size / statistics.median(event_seconds(lambda: target.copy_(source), 20))
+
+
+def product_rate(device: torch.device) -> float:
+    """Operations per second of torch's own product of two large matrices, in bfloat16."""
+    n = 8192 if device.type == "cuda" else 256
+    a, b = (torch.randn(n, n, device=device).bfloat16() for _ in range(2))
+    if device.type != "cuda":
+        return 2 * n**3 / min(timed(lambda: a @ b, device)[0] for _ in range(3))
+    event_seconds(lambda: a @ b, 5)
+    return 2 * n**3 / statistics.median(event_seconds(lambda: a @ b, 10))
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:

@@ -6,6 +6,7 @@ A part keeps what it finds, as it finds it, in the RESULT file; SETTINGS is JSON
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -27,7 +28,7 @@ import torch
 from card import machine_card, print_card
 from checkpoints import write_random
 from measure import TEXT, max_duration_s, spread, timed
-from replays import copy_bandwidth
+from replays import copy_bandwidth, product_rate, seconds_per_call
 from torch import Tensor
 
 import minibark
@@ -36,8 +37,8 @@ from minibark.coarse import generate_coarse
 from minibark.config import GenerationConfig, preset
 from minibark.decoding import CachedDecoder, Decoder
 from minibark.fine import generate_fine
-from minibark.graph import GraphDecoder
-from minibark.model import GPT
+from minibark.graph import GraphDecoder, GraphFine, StaticKVCache
+from minibark.model import GPT, FineGPT
 from minibark.sampling import RandomStreams, Sampling
 from minibark.semantic import generate_semantic, semantic_prompt
 from minibark.voice import Voice
@@ -566,6 +567,7 @@ def batch(part: Part) -> None:
         bark._stage("codec") as codec,
         torch.backends.cudnn.flags(allow_tf32=False),
     ):
+        recorded = GraphFine(fine_model, backend=backend)
 
         def utterances() -> tuple[dict[str, float], float]:
             """Seconds of each stage, and of audio."""
@@ -587,7 +589,9 @@ def batch(part: Part) -> None:
                 part.device,
             )
             seconds["fine"], fines = timed(
-                lambda: generate_fine(fine_model, coarses, voices, g, Sampling(0.5), generators),
+                lambda: generate_fine(
+                    *(fine_model, coarses, voices, g, Sampling(0.5), generators), forward=recorded
+                ),
                 part.device,
             )
             seconds["codec"], audio = timed(
@@ -619,6 +623,117 @@ def batch(part: Part) -> None:
     print(f"{audio_s / total_s:.1f} seconds of audio a second")
 
 
+@torch.inference_mode()
+def passes(part: Part) -> None:
+    """Prompts and fine passes, and what it gains to begin on the next window's prompt early."""
+    rate = product_rate(part.device)
+    part.keep(product_flop_per_s=rate, passes=[], windows=[])
+    print(f"product of two large matrices, bfloat16: {rate / 1e12:.3g} TFLOP/s")
+    batches = (1, 2) if part.on_cpu else (1, 16)
+    for size in part.sizes():
+        bark = part.open(size, part.precision)
+        with bark._stage("coarse") as coarse_model, bark._stage("fine") as fine_model:
+            for n_rows in batches:
+                _time_passes(part, size, coarse_model, fine_model, n_rows, rate)
+            for n_rows in batches if size == "large" else ():
+                _time_windows(part, bark, coarse_model, n_rows)
+        del bark
+
+
+def _time_passes(
+    part: Part, size: str, coarse_model: GPT, fine_model: FineGPT, n_rows: int, rate: float
+) -> None:
+    """One window's prompt, its end alone, and one fine pass, with either attention."""
+    length, end, frames = (40, 20, 40) if part.on_cpu else (WINDOW, 60, 1024)
+    dtype = coarse_model.transformer.wpe.weight.dtype
+    cache = StaticKVCache(coarse_model, n_rows, device=part.device, dtype=dtype)
+    ids = torch.randint(1000, (n_rows, length), device=part.device)
+    codes = torch.randint(1000, (n_rows, frames, 8), device=part.device)
+    head, past = slice(0, 1024), length - end
+    what: dict[str, tuple[Callable[[], Tensor], float]] = {
+        "prompt": (
+            lambda: coarse_model.prefill(ids, cache, 0, head=head),
+            n_rows * _flop(coarse_model, length, length, 1, causal=True),
+        ),
+        "its end": (
+            lambda: coarse_model.prefill(ids[:, past:], cache, 0, past=past, head=head),
+            n_rows * _flop(coarse_model, end, length, 1, causal=True),
+        ),
+        "fine pass": (
+            lambda: fine_model(codes, 7, frames // 2),
+            n_rows * _flop(fine_model, frames, frames, frames - frames // 2, causal=False),
+        ),
+    }
+    for name, (call, n_flop) in what.items():
+        found: dict[str, Any] = {"size": size, "pass": name, "n_rows": n_rows, "seconds": {}}
+        for by in ("torch", "triton") if "triton" in part.backends else ("torch",):
+            with _attention_by(by, coarse_model, fine_model):
+                seconds = statistics.median(seconds_per_call([call], part.device, 5, 2))
+            found["seconds"][by] = seconds
+            found["share_of_product_rate"] = n_flop / min(found["seconds"].values()) / rate
+        part.keep(passes=[*part.found["passes"], found])
+        times = ", ".join(
+            f"attention by {by} {s * 1e3:.3f} ms" for by, s in found["seconds"].items()
+        )
+        share = f"{found['share_of_product_rate']:.0%} of the product's rate"
+        print(f"{size}, {n_rows} rows, {name}: {times}; {share}", flush=True)
+
+
+@contextlib.contextmanager
+def _attention_by(by: str, *models: GPT | FineGPT) -> Iterator[None]:
+    """Have every pass use torch's attention or ours."""
+    if by == "torch":
+        yield
+        return
+    from minibark import fused
+
+    for model in models:
+        fused.use_attention(model.transformer)
+    before = dict(fused.LEAST_QUERIES)
+    fused.LEAST_QUERIES.update({True: 2, False: 2})
+    try:
+        yield
+    finally:
+        fused.LEAST_QUERIES.clear()
+        fused.LEAST_QUERIES.update(before)
+
+
+def _flop(
+    model: GPT | FineGPT, n_queries: int, n_keys: int, n_wanted: int, *, causal: bool
+) -> float:
+    """Of the blocks, for one row; the last is computed where it is wanted."""
+    width, n_layer = model.config.n_embd, model.config.n_layer
+    pairs = n_queries * n_keys - (n_queries * (n_queries - 1) / 2 if causal else 0)
+    whole = 24 * width**2 * n_queries + 4 * width * pairs
+    return (n_layer - 1) * whole + width**2 * (6 * n_queries + 18 * n_wanted)
+
+
+def _time_windows(part: Part, bark: minibark.Bark, model: GPT, n_rows: int) -> None:
+    """The coarse stage, with the next window's prompt begun early and not."""
+    g, voice = bark.config.generation, part.voice(bark)
+    semantics = [torch.randint(10_000, (50 if part.on_cpu else part.n_tokens,))] * n_rows
+    seconds = {}
+    for early in (False, True):
+        backend = "torch" if part.on_cpu else part.backends[0]
+        decoder = GraphDecoder(model, backend=backend, early=early)
+
+        def stage(decoder: GraphDecoder = decoder) -> list[Tensor]:
+            generators = [torch.Generator(part.device).manual_seed(i) for i in range(n_rows)]
+            return generate_coarse(
+                *(model, semantics, [voice] * n_rows, g, Sampling(), generators),
+                decoder=lambda model, n_merged: decoder,
+            )
+
+        for _ in range(0 if part.on_cpu else 2):
+            stage()  # records
+        rounds = [timed(stage, part.device)[0] for _ in range(1 if part.quick else 3)]
+        seconds["early" if early else "in turn"] = statistics.median(rounds)
+    part.keep(windows=[*part.found["windows"], {"n_rows": n_rows, "seconds": seconds}])
+    ratio = seconds["in turn"] / seconds["early"]
+    times = ", ".join(f"{how} {s:.3f} s" for how, s in seconds.items())
+    print(f"coarse stage, {n_rows} rows, prompts {times}: {ratio:.2f} times faster", flush=True)
+
+
 def sanitizer(part: Part) -> None:
     """compute-sanitizer over the kernels."""
     binary = shutil.which("compute-sanitizer")
@@ -646,6 +761,7 @@ PARTS: dict[str, Callable[[Part], None]] = {
     "kernels": kernels,
     "batch": batch,
     "small": partial(pipeline, size="small"),
+    "passes": passes,
     "sanitizer": sanitizer,
 }
 

@@ -2,6 +2,8 @@
 
     out_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j,   j <= i if causal
 
+Queries may be fewer than keys: then they are those of the last positions.
+
 A program owns BLOCK_Q queries of one head and walks over the keys, BLOCK_K at a time, with a
 running maximum and sum per query, so that the (T, T) scores never leave the chip. A causal program
 stops at its diagonal.
@@ -22,10 +24,10 @@ from .checks import check_qkv
 
 @triton.jit
 def _attention_kernel(
-    q_ptr,  # (B, H, T, D)
+    q_ptr,  # (B, H, Q, D)
     k_ptr,  # (B, H, T, D)
     v_ptr,  # (B, H, T, D)
-    out_ptr,  # (B, H, T, D), out
+    out_ptr,  # (B, H, Q, D), out
     stride_qb,
     stride_qh,
     stride_qt,
@@ -39,6 +41,7 @@ def _attention_kernel(
     stride_oh,
     stride_ot,
     H,
+    Q,
     T,
     scale,  # log2(e) / sqrt(D), so that exp2 gives the softmax
     CAUSAL: tl.constexpr,
@@ -52,18 +55,18 @@ def _attention_kernel(
     h = (row % H).to(tl.int64)
 
     d = tl.arange(0, D)
-    i = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    i = block * BLOCK_Q + tl.arange(0, BLOCK_Q)  # a query; its position is T - Q + i
     k_row = k_ptr + b * stride_kb + h * stride_kh
     v_row = v_ptr + b * stride_vb + h * stride_vh
     q = tl.load(
         q_ptr + b * stride_qb + h * stride_qh + i[:, None] * stride_qt + d[None, :],
-        mask=i[:, None] < T,
+        mask=i[:, None] < Q,
         other=0.0,
     )  # (BLOCK_Q, D)
     running_max = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     running_sum = tl.zeros((BLOCK_Q,), tl.float32)
     acc = tl.zeros((BLOCK_Q, D), tl.float32)
-    end = tl.minimum((block + 1) * BLOCK_Q, T) if CAUSAL else T
+    end = tl.minimum(T - Q + (block + 1) * BLOCK_Q, T) if CAUSAL else T
     for first in range(0, end, BLOCK_K):
         j = first + tl.arange(0, BLOCK_K)
         k = tl.load(
@@ -76,7 +79,7 @@ def _attention_kernel(
         scores = tl.dot(q, k, input_precision="ieee") * scale  # (BLOCK_Q, BLOCK_K) float32
         visible = j[None, :] < T
         if CAUSAL:
-            visible = visible & (j[None, :] <= i[:, None])
+            visible = visible & (j[None, :] <= T - Q + i[:, None])
         scores = tl.where(visible, scores, float("-inf"))
         new_max = tl.maximum(running_max, tl.max(scores, axis=1))
         rescale = tl.exp2(running_max - new_max)
@@ -89,7 +92,7 @@ def _attention_kernel(
     tl.store(
         out_ptr + b * stride_ob + h * stride_oh + i[:, None] * stride_ot + d[None, :],
         out.to(out_ptr.dtype.element_ty),
-        mask=i[:, None] < T,
+        mask=i[:, None] < Q,
     )
 
 
@@ -108,29 +111,29 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
     """Softmax attention of every position over all, or those up to itself, without gradients.
 
     Args:
-        q: queries (B, H, T, D); D a power of two in [16, 256], any strides but 1 in the last
-            dimension.
+        q: queries (B, H, Q, D) of the last Q of T positions; D a power of two in [16, 256], any
+            strides but 1 in the last dimension.
         k: keys (B, H, T, D), likewise, dtype of `q`.
         v: values (B, H, T, D), likewise, dtype of `q`.
         causal: True hides later positions from earlier ones.
 
     Returns:
-        (B, H, T, D), dtype of `q`; (B, T, H, D) in memory, so that joining heads copies nothing.
+        (B, H, Q, D), dtype of `q`; (B, Q, H, D) in memory, so that joining heads copies nothing.
 
     Raises:
         TypeError: a dtype other than float32, float16 or bfloat16, or than that of `q`.
         ValueError: other shapes, or tensors that are not on the GPU.
     """
     check_qkv(q, k, v, _attention_kernel)
-    if q.shape != k.shape:
-        raise ValueError(f"q and k must agree in T, got {tuple(q.shape)}, {tuple(k.shape)}")
-    n_batch, n_head, n_positions, head_size = q.shape
+    n_batch, n_head, n_queries, head_size = q.shape
+    if n_queries > k.shape[2]:
+        raise ValueError(f"there are {n_queries} queries for {k.shape[2]} keys")
     block_q, block_k, num_warps = choose_tiles(head_size * q.element_size())
     out = torch.empty(
-        (n_batch, n_positions, n_head, head_size), device=q.device, dtype=q.dtype
+        (n_batch, n_queries, n_head, head_size), device=q.device, dtype=q.dtype
     ).transpose(1, 2)
     with torch.cuda.device(q.get_device()):
-        _attention_kernel[(n_batch * n_head, -(-n_positions // block_q))](
+        _attention_kernel[(n_batch * n_head, -(-n_queries // block_q))](
             q,
             k,
             v,
@@ -140,7 +143,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
             *v.stride()[:3],
             *out.stride()[:3],
             n_head,
-            n_positions,
+            n_queries,
+            k.shape[2],
             math.log2(math.e) / math.sqrt(head_size),
             CAUSAL=causal,
             BLOCK_Q=block_q,
@@ -154,8 +158,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
 
 def attention_ref(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
     """Same as `attention`, by the equation and in float32."""
-    scores = q.float() @ k.float().mT / math.sqrt(q.shape[3])  # (B, H, T, T)
+    scores = q.float() @ k.float().mT / math.sqrt(q.shape[3])  # (B, H, Q, T)
     if causal:
-        hidden = torch.ones(scores.shape[2:], device=q.device, dtype=torch.bool).triu(1)
+        n_before = k.shape[2] - q.shape[2]
+        hidden = torch.ones(scores.shape[2:], device=q.device, dtype=torch.bool).triu(1 + n_before)
         scores = scores.masked_fill(hidden, float("-inf"))
     return (scores.softmax(dim=-1) @ v.float()).to(q.dtype)

@@ -89,7 +89,7 @@ def check_qkv(
     """Raise unless q, k and v can be given to a kernel together.
 
     Args:
-        q: queries (B, H, T, D), or (B, H, 1, D) beside longer keys.
+        q: queries (B, H, Q, D).
         k: keys (B, H, T, D).
         v: values (B, H, T, D).
         kernel: the `@triton.jit` function to launch.

@@ -50,6 +50,21 @@ class Splits(NamedTuple):
 
 
 @triton.jit
+def _add_tile(q, k, v, filled, running_max, running_sum, acc):
+    """Maximum, sum and weighted values with those of a tile's BLOCK_T keys and values."""
+    scores = tl.sum(q[None, :] * k.to(tl.float32), axis=1)  # (BLOCK_T,)
+    scores = tl.where(filled, scores, float("-inf"))
+    new_max = tl.maximum(running_max, tl.max(scores, axis=0))
+    # Nothing so far and an empty tile: -inf less -inf is no number.
+    shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+    rescale = tl.exp2(running_max - shift)
+    p = tl.exp2(scores - shift)
+    running_sum = running_sum * rescale + tl.sum(p, axis=0)
+    acc = acc * rescale + tl.sum(p[:, None] * v.to(tl.float32), axis=0)
+    return new_max, running_sum, acc
+
+
+@triton.jit
 def _decode_attention_kernel(
     q_ptr,  # (B, H, 1, D)
     k_ptr,  # (B, H, T, D)
@@ -72,11 +87,12 @@ def _decode_attention_kernel(
     BLOCK_T: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,  # D rounded up to a power of two
+    EARLY: tl.constexpr,  # the kernel in front writes nothing of the cache but the newest position
     PDL: tl.constexpr,
 ):
     row = tl.program_id(0)
     split = tl.program_id(1)
-    if PDL:
+    if PDL and not EARLY:
         gdc_wait()
         gdc_launch_dependents()
     n_splits = tl.num_programs(1)
@@ -85,33 +101,42 @@ def _decode_attention_kernel(
 
     # Lengths on a GPU cannot be checked without a wait; out of range, they must not read elsewhere.
     length = tl.minimum(tl.maximum(tl.load(lengths_ptr + b), 1), T)
+    newest = length - 1
     split_size = tl.cdiv(length, n_splits)
     start = split * split_size
     end = tl.minimum(start + split_size, length)
+    old_end = tl.minimum(end, newest)
 
     d = tl.arange(0, BLOCK_D)
     inside = d < D
-    q = tl.load(q_ptr + b * stride_qb + h * stride_qh + d, mask=inside, other=0.0)  # (BLOCK_D,)
-    q = q.to(tl.float32) * scale
     k_row = k_ptr + b * stride_kb + h * stride_kh
     v_row = v_ptr + b * stride_vb + h * stride_vh
-    running_max = tl.full((), float("-inf"), tl.float32)
-    running_sum = tl.full((), 0.0, tl.float32)
-    acc = tl.zeros((BLOCK_D,), tl.float32)
-    for first in range(start, end, BLOCK_T):
+    t = start + tl.arange(0, BLOCK_T)
+    mask = (t < old_end)[:, None] & inside[None, :]
+    k = tl.load(k_row + t[:, None] * stride_kt + d[None, :], mask=mask, other=0.0)
+    v = tl.load(v_row + t[:, None] * stride_vt + d[None, :], mask=mask, other=0.0)
+    if PDL and EARLY:
+        gdc_wait()  # q and the newest position were made by the kernel in front
+        gdc_launch_dependents()
+    q = tl.load(q_ptr + b * stride_qb + h * stride_qh + d, mask=inside, other=0.0)  # (BLOCK_D,)
+    q = q.to(tl.float32) * scale
+
+    # The split that holds the newest position begins with it, the others with nothing.
+    here = (start <= newest) & (newest < end)
+    k_newest = tl.load(k_row + newest * stride_kt + d, mask=inside, other=0.0).to(tl.float32)
+    v_newest = tl.load(v_row + newest * stride_vt + d, mask=inside, other=0.0).to(tl.float32)
+    running_max = tl.where(here, tl.sum(q * k_newest, axis=0), float("-inf"))
+    running_sum = tl.where(here, 1.0, 0.0)
+    acc = tl.where(here, v_newest, 0.0)  # (BLOCK_D,)
+    running_max, running_sum, acc = _add_tile(q, k, v, t < old_end, running_max, running_sum, acc)
+    for first in range(start + BLOCK_T, old_end, BLOCK_T):
         t = first + tl.arange(0, BLOCK_T)
-        filled = t < end
-        mask = filled[:, None] & inside[None, :]
+        mask = (t < old_end)[:, None] & inside[None, :]
         k = tl.load(k_row + t[:, None] * stride_kt + d[None, :], mask=mask, other=0.0)
         v = tl.load(v_row + t[:, None] * stride_vt + d[None, :], mask=mask, other=0.0)
-        scores = tl.sum(q[None, :] * k.to(tl.float32), axis=1)  # (BLOCK_T,)
-        scores = tl.where(filled, scores, float("-inf"))
-        new_max = tl.maximum(running_max, tl.max(scores, axis=0))
-        rescale = tl.exp2(running_max - new_max)
-        p = tl.exp2(scores - new_max)
-        running_sum = running_sum * rescale + tl.sum(p, axis=0)
-        acc = acc * rescale + tl.sum(p[:, None] * v.to(tl.float32), axis=0)
-        running_max = new_max
+        running_max, running_sum, acc = _add_tile(
+            q, k, v, t < old_end, running_max, running_sum, acc
+        )
 
     part = row.to(tl.int64) * n_splits + split
     tl.store(max_ptr + part, running_max)
@@ -129,8 +154,12 @@ def _decode_attention_combine_kernel(
     BLOCK_SPLITS: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     split = tl.arange(0, BLOCK_SPLITS)
     d = tl.arange(0, BLOCK_D)
     part = row * n_splits + split
@@ -156,7 +185,9 @@ def choose_n_splits(n_heads: int, length: int, n_sms: int) -> int:
     return max(1, min(n_sms // n_heads, length // MIN_SPLIT_SIZE, MAX_SPLITS))
 
 
-def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Tensor) -> Tensor:
+def decode_attention(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Tensor, *, early: bool = False
+) -> Tensor:
     """Softmax attention of one new position per row over that row's own past, without gradients.
 
     Args:
@@ -168,6 +199,8 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | T
             every call. An int32 tensor (B,) on the device of `q` is read there, without a copy or
             a wait, so that a CUDA graph can hold the call; on a GPU its values are not checked but
             clamped to [1, T].
+        early: the kernel in front writes q and the newest position, and no older one, so those may
+            be read before it has ended.
 
     Returns:
         (B, H, 1, D), dtype of `q`.
@@ -176,7 +209,7 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | T
         TypeError: a dtype other than float32, float16 or bfloat16, or than that of `q`.
         ValueError: other shapes, lengths out of range, or tensors that are not on the GPU.
     """
-    splits = decode_attention_splits(q, k, v, lengths)
+    splits = decode_attention_splits(q, k, v, lengths, early=early)
     n_heads, n_splits, head_size = splits.acc.shape
     out = torch.empty(q.shape, device=q.device, dtype=q.dtype)
     with torch.cuda.device(q.get_device()):
@@ -188,12 +221,13 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | T
             D=head_size,
             BLOCK_D=triton.next_power_of_2(head_size),
             num_warps=4,
+            **dependent_launch(q.device),
         )
     return out
 
 
 def decode_attention_splits(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Tensor
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Tensor, *, early: bool = False
 ) -> Splits:
     """The first half of `decode_attention`, with the same arguments and errors."""
     check_qkv(q, k, v, _decode_attention_kernel, power_of_two=False)
@@ -231,6 +265,7 @@ def decode_attention_splits(
             BLOCK_T=TILE_SIZE // block_d,
             D=head_size,
             BLOCK_D=block_d,
+            EARLY=early,
             num_warps=4,
             **dependent_launch(q.device),
         )

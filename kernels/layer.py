@@ -55,9 +55,10 @@ def decode_layer(x: Tensor, layer: Layer, kv: Tensor, lengths: Tensor) -> None:
     """
     q = norm_qkv(x, layer.norm_1, layer.qkv, kv, lengths)
     if len(x) == 1:
-        combine_residual(decode_attention_splits(q, kv[0], kv[1], lengths), layer.proj, x)
+        splits = decode_attention_splits(q, kv[0], kv[1], lengths, early=True)
+        combine_residual(splits, layer.proj, x)
     else:
-        attended = decode_attention(q, kv[0], kv[1], lengths)
+        attended = decode_attention(q, kv[0], kv[1], lengths, early=True)
         linear_residual(attended.view(x.shape), layer.proj, x)
     linear_residual(norm_linear(x, layer.norm_2, layer.fc, gelu=True), layer.out, x)
 

@@ -408,7 +408,7 @@ class Bark:
             )
         with self._stage("fine") as model:
             if self.device.type == "cuda" and self._fine is None:
-                self._fine = GraphFine(model)
+                self._fine = GraphFine(model, backend=self.backend)
             (fine,) = generate_fine(
                 model,
                 [codes],

@@ -1,19 +1,43 @@
-"""A causal model's decode step through the Triton kernels. Imports triton, so it comes in late."""
+"""The models through the Triton kernels. Imports triton, so it comes in late."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from . import ops
+from .kernels.attention import attention
 from .kernels.checks import interpreted
 from .kernels.layer import Layer, decode_layer
 from .kernels.linear import Matrix, Norm, _linear_kernel, norm_linear
 from .kernels.step import choose_tokens, embed_tokens
-from .model import GPT, Block, KVCache
+from .model import GPT, Block, KVCache, Transformer
+
+# From how many queries of a head `kernels/attention.py` takes less time than torch's attention, by
+# whether it is causal. `benchmarks/gpu_report.py --only passes` measures it; until it has, nowhere.
+LEAST_QUERIES: dict[bool, int] = {}
 
 
 def runs_in_interpreter() -> bool:
     """Whether Triton's interpreter runs the kernels, on a CPU."""
     return interpreted(_linear_kernel)
+
+
+def use_attention(transformer: Transformer) -> None:
+    """Give a model's prompts and passes to our attention, where it is the faster one."""
+    for block in transformer.h:
+        assert isinstance(block, Block)
+        block.attn.attend = attend
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, product_dtype: torch.dtype | None = None
+) -> Tensor:
+    """As `ops.attention`, by whichever is faster."""
+    least, head_size = LEAST_QUERIES.get(causal), q.shape[3]
+    if least is None or q.shape[2] < least or head_size & (head_size - 1):
+        return ops.attention(q, k, v, causal=causal, product_dtype=product_dtype)
+    return attention(q, k, v, causal=causal)
 
 
 class FusedGPT:
@@ -26,6 +50,7 @@ class FusedGPT:
         self.head = model.lm_head
         self.norm_f = _norm(model.transformer.ln_f)
         self.layers = [_layer(block) for block in model.transformer.h]
+        use_attention(model.transformer)
 
     def decode_one(
         self, tokens: Tensor, cache: KVCache, lengths: Tensor, index: Tensor, *, head: slice

@@ -338,9 +338,13 @@ class _Beginnings:
 class GraphFine:
     """A `FineGPT` whose passes are recorded; called as the model is."""
 
-    def __init__(self, model: FineGPT) -> None:
+    def __init__(self, model: FineGPT, *, backend: str = "torch") -> None:
         """The model's weights must stay where they are."""
         self._model = model
+        if backend == "triton":
+            from .fused import use_attention
+
+            use_attention(model.transformer)
         device = model.transformer.wpe.weight.device
         self._passes = Recordings(Recorder(device), MAX_PASSES)
 

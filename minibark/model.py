@@ -7,6 +7,7 @@ those of the released Suno checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,6 +98,7 @@ class SelfAttention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head = config.n_head
         self.causal = causal
+        self.attend: Callable[..., Tensor] = ops.attention  # or what takes the same
         self.product_dtype: torch.dtype | None = None  # see `ops.attention`
 
     def forward(
@@ -111,7 +113,7 @@ class SelfAttention(nn.Module):
         if place is not None:
             k, v = place.cache.prefill(layer, place.row, place.past, qkv[1:])
         causal = self.causal and start < x.shape[1] - 1  # the last position sees everything
-        y = ops.attention(q[:, :, start:], k, v, causal=causal, product_dtype=self.product_dtype)
+        y = self.attend(q[:, :, start:], k, v, causal=causal, product_dtype=self.product_dtype)
         out: Tensor = self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
         return out
 

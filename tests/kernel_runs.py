@@ -95,6 +95,8 @@ def compile_for_nvidia(
     capability: int,
     num_warps: int,
     num_stages: int,
+    *,
+    strides: bool = False,
 ) -> CompiledKernel:
     """Compile a kernel; Triton's own compiler needs no GPU.
 
@@ -105,13 +107,16 @@ def compile_for_nvidia(
         capability: compute capability times 10.
         num_warps: warps of one program.
         num_stages: depth of loops' pipelines.
+        strides: whether they are multiples of 16, which Triton sees at a launch.
     """
     names = kernel.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
     signature = {name: kinds.get(name, "i32") for name in names}
     signature |= dict.fromkeys(constants, "constexpr")
     aligned = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith("_ptr")
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if name.endswith("_ptr") or (strides and name.startswith("stride_"))
     }
     options = {"num_warps": num_warps, "num_stages": num_stages}
     if constants.get("PDL"):

@@ -22,7 +22,7 @@ from torch import Tensor
 from minibark import Bark
 from minibark.backend import BackendError, choose_backend
 from minibark.coarse import generate_coarse
-from minibark.config import BarkConfig, GPTConfig, preset
+from minibark.config import BarkConfig, FineGPTConfig, GPTConfig, preset
 from minibark.decoding import CachedDecoder
 from minibark.graph import AHEAD, GraphDecoder, GraphFine
 from minibark.int8 import Int8Weight, quantize_rows
@@ -395,6 +395,48 @@ def check_fused_tokens(n_rows: int, bias: bool, sampling: Sampling) -> None:
 @pytest.mark.parametrize("n_rows", [1, 3])
 def test_fused_steps_give_the_tokens_of_the_loop(interpreter, n_rows, bias, sampling):
     interpreter(check_fused_tokens, n_rows, bias, sampling)
+
+
+def check_fused_attention(n_embd: int, wanted: list[tuple[int, int]]) -> None:
+    from minibark import fused
+
+    launched: list[tuple[int, int]] = []
+    kernel = fused.attention
+
+    def counted(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+        launched.append((q.shape[2], k.shape[2]))
+        return kernel(q, k, v, causal=causal)
+
+    model = random_gpt(dataclasses.replace(SMALL, n_embd=n_embd))
+    shape = vars(SMALL) | {"n_embd": n_embd, "output_vocab_size": 90}
+    fine = random_gpt(FineGPTConfig(**shape))
+    ids, codes = torch.randint(90, (2, 70)), torch.randint(70, (1, 40, 8))
+    made = []
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        expected = CachedDecoder(model).prefill(list(ids), HEAD)
+        fine_expected = fine(codes, 2, 5)
+        # As it would be where it is faster for eight queries and more.
+        patch.setattr(fused, "LEAST_QUERIES", {True: 8, False: 8})
+        patch.setattr(fused, "attention", counted)
+        decoder = GraphDecoder(model, backend="triton", early=True)
+        made.append(decoder.prefill(list(ids), HEAD))
+        decoder.expect(list(ids[:, :50]))
+        made.append(decoder.prefill(list(ids), HEAD))
+        fine_made = GraphFine(fine, backend="triton")(codes, 2, 5)
+    for logits in made:
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(fine_made, fine_expected, atol=1e-4, rtol=1e-4)
+    assert launched == wanted
+
+
+@pytest.mark.parametrize(
+    ("n_embd", "wanted"),
+    # The last layer of a prompt has one query, which torch is left with; that of a pass more.
+    [(64, [(70, 70), (50, 50), (20, 70), (40, 40), (35, 40)]), (48, [])],
+    ids=["head-of-32", "head-of-24"],
+)
+def test_attention_where_it_is_faster(interpreter, n_embd, wanted):
+    interpreter(check_fused_attention, n_embd, wanted)
 
 
 def check_fused_reduced(kind: str, n_rows: int) -> None:

@@ -246,9 +246,11 @@ def check_attention(
     dtype: torch.dtype = F32,
     head_size: int = 64,
     sharpness: float = 1.0,
+    n_queries: int | None = None,
 ) -> None:
     q, k, v = packed_inputs(device, n_batch, n_head, n_positions, head_size, dtype)
     q.mul_(sharpness)
+    q = q[:, :, -(n_queries or n_positions) :]
     with empty_is_nan():
         out = attention(q, k, v, causal=causal)
     assert out.transpose(1, 2).is_contiguous()
@@ -281,6 +283,12 @@ def test_attention_head_sizes(run, head_size, dtype):
     run(check_attention, 1, 2, 70, True, dtype, head_size)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("n_queries", "n_positions"), [(1, 70), (60, 257), (64, 65), (130, 191)])
+def test_attention_of_the_last_queries(run, n_queries, n_positions, causal):
+    run(check_attention, 2, 2, n_positions, causal, F32, 16, 1.0, n_queries)
+
+
 def test_attention_with_scores_that_overflow_exp2(run):
     run(check_attention, 1, 2, 130, False, F32, 64, 40.0)
 
@@ -296,7 +304,7 @@ def check_attention_errors(device: torch.device) -> None:
     raises(ValueError, "must be \\(B, H, T, D\\)", q, k, v[0])
     raises(ValueError, "not empty", q[:0], k[:0], v[:0])
     raises(ValueError, "agree in B", q, k[:, :1], v[:, :1])
-    raises(ValueError, "q and k must agree in T", q[:, :, :1], k, v)
+    raises(ValueError, "8 queries for 7 keys", q, k[:, :, :7], v[:, :, :7])
     raises(ValueError, "power of two", q[..., :12], k[..., :12], v[..., :12])
     raises(ValueError, "last dimension of q", q.mT.contiguous().mT, k, v)
     vast = torch.empty_strided(v.shape, (0, 0, 2**28, 1), device="meta")
@@ -311,7 +319,10 @@ def test_attention_errors(run):
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_ref_is_the_model_s_own(causal):
     q, k, v = packed_inputs(torch.device("cpu"), 2, 4, 257, 64)
-    assert_close(attention_ref(q, k, v, causal=causal), ops.attention(q, k, v, causal=causal))
+    for first in (0, 200):
+        last = q[:, :, first:]
+        expected = ops.attention(last, k, v, causal=causal)
+        assert_close(attention_ref(last, k, v, causal=causal), expected)
 
 
 # ---- both
@@ -338,7 +349,8 @@ def test_importing_minibark_leaves_triton_alone():
         (F16, 90, ()),
         (BF16, 90, ()),
         (BF16, 80, ()),
-        (BF16, 90, ("H", "T", "n_splits")),
+        (BF16, 90, ("H", "Q", "T", "n_splits")),
+        (BF16, 90, ("Q",)),
     ],
 )
 def test_kernels_compile_for_nvidia(monkeypatch, tmp_path, dtype, capability, ones):
@@ -352,7 +364,7 @@ def test_kernels_compile_for_nvidia(monkeypatch, tmp_path, dtype, capability, on
     constants = {"D": 64, "BLOCK_D": 64, "CAUSAL": not ones, "BLOCK_Q": block_q}
     constants |= {"BLOCK_T": decode_file.TILE_SIZE // 64, "BLOCK_SPLITS": 1 if ones else 16}
     constants |= dict.fromkeys(ones, 1)
-    constants["PDL"] = capability >= 90 and checks.has_dependent_launch()
+    constants |= {"PDL": capability >= 90 and checks.has_dependent_launch(), "EARLY": False}
     for kernel, block, warps in (
         (attention_file._attention_kernel, block_k, num_warps),
         (decode_file._decode_attention_kernel, None, 4),
@@ -362,3 +374,25 @@ def test_kernels_compile_for_nvidia(monkeypatch, tmp_path, dtype, capability, on
         compiled = compile_for_nvidia(kernel, kinds, these, capability, warps, 2)
         if constants["PDL"] and "PDL" in kernel.arg_names:
             assert not loads_before_the_wait(compiled)
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16])
+def test_old_positions_are_asked_for_before_the_wait(monkeypatch, tmp_path, dtype):
+    """A length, and a whole tile of keys and of values; q and the newest position come after."""
+    skip_unless_native()
+    if not checks.has_dependent_launch():
+        pytest.skip("this Triton has no dependent launch")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kinds = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), POINTERS[dtype])
+    kinds |= dict.fromkeys(("max_ptr", "sum_ptr", "acc_ptr"), "*fp32")
+    kinds |= {"lengths_ptr": "*i32", "scale": "fp32"}
+    block_t = decode_file.TILE_SIZE // 64
+    constants = {"D": 64, "BLOCK_D": 64, "BLOCK_T": block_t, "PDL": True, "EARLY": True}
+    kernel = decode_file._decode_attention_kernel
+    compiled = compile_for_nvidia(kernel, kinds, constants, 90, 4, 3, strides=True)
+    loads = loads_before_the_wait(compiled)
+    assert loads.count("ld.global.b32") == 1
+    n_threads, n_bytes = 4 * 32, 16
+    wide = loads.count("ld.global.v4.b32")
+    assert len(loads) == 1 + wide
+    assert wide * n_threads * n_bytes == 2 * block_t * 64 * dtype.itemsize
