@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 AHEAD = 60  # steps that can be taken before their tokens are looked at: a coarse window
 KEYS = 256  # the torch backend reads the cache up to a multiple of so many positions
 MAX_GRAPHS = 32  # steps that are kept at once
-MAX_PASSES = 16  # and passes over whole prompts or buffers
+MAX_PASSES = 24  # and passes over whole prompts or buffers
 
 # By how much the two backends' logits may differ, over the largest of them. bfloat16 rounds the
 # torch backend's residual stream in every layer, the kernels' not at all.

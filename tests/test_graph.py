@@ -26,7 +26,7 @@ from minibark.config import BarkConfig, FineGPTConfig, GPTConfig, preset
 from minibark.decoding import CachedDecoder
 from minibark.graph import AHEAD, GraphDecoder, GraphFine
 from minibark.int8 import Int8Weight, quantize_rows
-from minibark.model import GPT
+from minibark.model import GPT, FineGPT
 from minibark.precision import reduce
 from minibark.sampling import RandomStreams, Sampling
 from minibark.semantic import END_TEST_STEPS, generate_semantic, semantic_prompt
@@ -209,6 +209,8 @@ def test_a_step_waits_for_nothing_and_stays_on_its_device():
             decoder.cache.n_keys = 256
             decoder._step(HEAD, sampling)
             assert decoder.token.is_meta
+            ids = torch.zeros((1, 5), dtype=torch.int64, device="meta")
+            assert model.prefill(ids, decoder.cache, 0, past=9, head=HEAD).is_meta
 
 
 def test_draws_given_back_are_drawn_again():
@@ -289,6 +291,9 @@ def test_recorded_passes_of_the_fine_model_are_its_own():
                     codes = torch.randint(1024, (n, 40, 8))
                     made = passes(codes, codebook, start)
                     torch.testing.assert_close(made, model(codes, codebook, start))
+        nowhere = FineGPT(model.config).to("meta").bfloat16()
+        codes = torch.zeros((1, 40, 8), dtype=torch.int64, device="meta")
+        assert GraphFine(nowhere)(codes, 2, 5).is_meta
 
 
 # ---- which backend runs
