@@ -69,19 +69,21 @@ class Norm(NamedTuple):
 
 
 @triton.jit
-def _normalized(
-    x, k, K: tl.constexpr, norm_weight_ptr, norm_bias_ptr, eps, NORM_BIAS: tl.constexpr
-):
-    """LayerNorm of one row x (BLOCK_K,) whose places from K on are 0."""
-    inside = k < K
+def _loaded(ptr, at, mask, PRESENT: tl.constexpr):
+    """Values in float32, or nothing of that shape."""
+    if PRESENT:
+        return tl.load(ptr + at, mask=mask, other=0.0).to(tl.float32)
+    else:
+        return tl.zeros(at.shape, tl.float32)
+
+
+@triton.jit
+def _normalized(x, inside, K: tl.constexpr, gain, shift, eps):
+    """LayerNorm of one row x (BLOCK_K,) whose places that are not inside are 0."""
     mean = tl.sum(x, axis=0) / K
     centred = tl.where(inside, x - mean, 0.0)
     variance = tl.sum(centred * centred, axis=0) / K
-    gain = tl.load(norm_weight_ptr + k, mask=inside, other=0.0).to(tl.float32)
-    y = centred * tl.rsqrt(variance + eps) * gain
-    if NORM_BIAS:
-        y += tl.load(norm_bias_ptr + k, mask=inside, other=0.0).to(tl.float32)
-    return y
+    return centred * tl.rsqrt(variance + eps) * gain + shift
 
 
 @triton.jit
@@ -106,29 +108,25 @@ def _combined(
 
 
 @triton.jit
-def _finished(
-    y, n, N, scale_ptr, bias_ptr, INT8: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr
-):
-    """Scale, bias and activation of outputs y whose last dimension is n."""
+def _finished(y, scale, bias, INT8: tl.constexpr, GELU: tl.constexpr):
+    """Scale, bias and activation of outputs y."""
     if INT8:
-        y *= tl.load(scale_ptr + n, mask=n < N, other=0.0)
-    if BIAS:
-        y += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+        y *= scale
+    y += bias
     if GELU:
         y = 0.5 * y * (1 + tl.erf(y * 0.7071067811865476))
     return y
 
 
 @triton.jit
-def _stored(
+def _append(
     y,
     b,
     n,
     mask,
-    N,
+    length,
     out_ptr,
     kv_ptr,
-    lengths_ptr,
     stride_kv,
     stride_b,
     stride_h,
@@ -136,31 +134,20 @@ def _stored(
     H: tl.constexpr,
     T: tl.constexpr,
     D: tl.constexpr,
-    APPEND: tl.constexpr,
-    ADD: tl.constexpr,
 ):
-    """Put outputs y where they belong; b, n and mask have, or extend to, the shape of y."""
-    if APPEND:
-        C: tl.constexpr = H * D
-        is_q = n < C
-        tl.store(out_ptr + b * C + n, y.to(out_ptr.dtype.element_ty), mask=mask & is_q)
-        # Lengths on a GPU cannot be checked without a wait; a wrong one must not write elsewhere.
-        length = tl.load(lengths_ptr + b, mask=mask, other=1)
-        position = tl.minimum(tl.maximum(length, 1), T) - 1
-        h = n % C // D
-        place = (
-            (n // C - 1).to(tl.int64) * stride_kv
-            + b.to(tl.int64) * stride_b
-            + h.to(tl.int64) * stride_h
-            + position.to(tl.int64) * stride_t
-            + n % D
-        )
-        tl.store(kv_ptr + place, y.to(kv_ptr.dtype.element_ty), mask=mask & (n >= C))
-    else:
-        place = out_ptr + b.to(tl.int64) * N + n
-        if ADD:
-            y += tl.load(place, mask=mask, other=0.0).to(tl.float32)
-        tl.store(place, y.to(out_ptr.dtype.element_ty), mask=mask)
+    """Put q among outputs y, and k and v into the cache; b, n and mask have the shape of y."""
+    C: tl.constexpr = H * D
+    tl.store(out_ptr + b * C + n, y.to(out_ptr.dtype.element_ty), mask=mask & (n < C))
+    # Lengths on a GPU cannot be checked without a wait; a wrong one must not write elsewhere.
+    position = tl.minimum(tl.maximum(length, 1), T) - 1
+    place = (
+        (n // C - 1).to(tl.int64) * stride_kv
+        + b.to(tl.int64) * stride_b
+        + (n % C // D).to(tl.int64) * stride_h
+        + position.to(tl.int64) * stride_t
+        + n % D
+    )
+    tl.store(kv_ptr + place, y.to(kv_ptr.dtype.element_ty), mask=mask & (n >= C))
 
 
 @triton.jit
@@ -203,23 +190,32 @@ def _linear_kernel(
     k = tl.arange(0, BLOCK_K)
     mask = (n[:, None] < N) & (k[None, :] < K)
     w = tl.load(weight_ptr + n[:, None].to(tl.int64) * K + k[None, :], mask=mask, other=0)
+    gain = _loaded(norm_weight_ptr, k, k < K, NORM)
+    shift = _loaded(norm_bias_ptr, k, k < K, NORM_BIAS)
+    scale = _loaded(scale_ptr, n, n < N, INT8)
+    bias = _loaded(bias_ptr, n, n < N, BIAS)
     if PDL:
         gdc_wait()  # what follows was made by the kernel in front
         gdc_launch_dependents()
+    # All of it is asked for before any is used: each wait for memory is a share of the step.
+    residual = _loaded(out_ptr, n, n < N, ADD)
+    length = tl.load(lengths_ptr) if APPEND else 1
     if N_SPLITS:
         x = _combined(k, K, max_ptr, sum_ptr, acc_ptr, N_SPLITS, D)
         x = tl.where(k < K, x, 0.0)
     else:
         x = tl.load(x_ptr + k, mask=k < K, other=0.0).to(tl.float32)
     if NORM:
-        x = _normalized(x, k, K, norm_weight_ptr, norm_bias_ptr, eps, NORM_BIAS)
+        x = _normalized(x, k < K, K, gain, shift, eps)
     y = tl.sum(w.to(tl.float32) * x[None, :], axis=1)  # (BLOCK_N,)
-    y = _finished(y, n, N, scale_ptr, bias_ptr, INT8, BIAS, GELU)
-    b = tl.zeros_like(n)
-    _stored(
-        y, b, n, n < N, N, out_ptr, kv_ptr, lengths_ptr,
-        stride_kv, stride_b, stride_h, stride_t, H, T, D, APPEND, ADD,
-    )  # fmt: skip
+    y = _finished(y, scale, bias, INT8, GELU)
+    if APPEND:
+        _append(
+            y, tl.zeros_like(n), n, n < N, length, out_ptr, kv_ptr,
+            stride_kv, stride_b, stride_h, stride_t, H, T, D,
+        )  # fmt: skip
+    else:
+        tl.store(out_ptr + n, (y + residual).to(out_ptr.dtype.element_ty), mask=n < N)
 
 
 @triton.jit
@@ -259,9 +255,15 @@ def _batched_linear_kernel(
 ):
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     b = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    scale = _loaded(scale_ptr, n, n < N, INT8)
+    bias = _loaded(bias_ptr, n, n < N, BIAS)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
+    wanted = (b[:, None] < B) & (n[None, :] < N)
+    place = b[:, None].to(tl.int64) * N + n[None, :]
+    residual = _loaded(out_ptr, place, wanted, ADD)
+    length = tl.load(lengths_ptr + b, mask=b < B, other=1) if APPEND else b
     rows = x_ptr + b[:, None].to(tl.int64) * K
     mean = tl.zeros((ROWS,), tl.float32)
     rstd = tl.zeros((ROWS,), tl.float32)
@@ -296,14 +298,17 @@ def _batched_linear_kernel(
             other=0,
         )  # (BLOCK_K, BLOCK_N)
         acc = tl.dot(x.to(PRODUCT_TYPE), w.to(PRODUCT_TYPE), acc, input_precision="ieee")
-    y = _finished(acc, n[None, :], N, scale_ptr, bias_ptr, INT8, BIAS, GELU)
-    _stored(
-        y,
-        b[:, None] + tl.zeros((1, BLOCK_N), tl.int32),
-        n[None, :] + tl.zeros((ROWS, 1), tl.int32),
-        (b[:, None] < B) & (n[None, :] < N), N, out_ptr, kv_ptr, lengths_ptr,
-        stride_kv, stride_b, stride_h, stride_t, H, T, D, APPEND, ADD,
-    )  # fmt: skip
+    y = _finished(acc, scale[None, :], bias[None, :], INT8, GELU)
+    if APPEND:
+        _append(
+            y,
+            b[:, None] + tl.zeros((1, BLOCK_N), tl.int32),
+            n[None, :] + tl.zeros((ROWS, 1), tl.int32),
+            wanted, length[:, None], out_ptr, kv_ptr,
+            stride_kv, stride_b, stride_h, stride_t, H, T, D,
+        )  # fmt: skip
+    else:
+        tl.store(out_ptr + place, (y + residual).to(out_ptr.dtype.element_ty), mask=wanted)
 
 
 def norm_linear(x: Tensor, norm: Norm, matrix: Matrix, *, gelu: bool = False) -> Tensor:

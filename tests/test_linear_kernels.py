@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -562,19 +563,25 @@ COMPILED += [(90, 1024, INT8), (90, 768, F16), (80, 1024, BF16), (80, 768, INT8)
 
 @pytest.mark.parametrize(("capability", "n_embd", "dtype"), COMPILED)
 def test_one_row_kernels_compile(monkeypatch, tmp_path, capability, n_embd, dtype):
-    """All of a program's weights, and nothing else, are asked for before it waits."""
+    """All of a program's parameters, and nothing else, are asked for before it waits."""
     skip_unless_native()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for product, (n_out, n_in, _) in products(n_embd).items():
+    for product, (n_out, n_in, flags) in products(n_embd).items():
         kernel, bias = linear_file._linear_kernel, dtype == F16
         compiled = compile_linear(kernel, n_embd, product, dtype, capability, bias)
         assert_nothing_is_spilled(compiled, tmp_path / "cubin")
         if capability >= 90 and checks.has_dependent_launch():
-            loads = loads_before_the_wait(compiled)
-            assert set(loads) == {"ld.global.v4.b32"}
+            loads = Counter(loads_before_the_wait(compiled))
             n_threads, n_bytes = 4 * 32, 16
-            tile = math.prod(choose_tile(n_out, n_in)) * dtype.itemsize
-            assert len(loads) * n_bytes * n_threads == tile
+            block_n, block_k = choose_tile(n_out, n_in)
+            others = 2 if dtype == INT8 else dtype.itemsize
+            norm = block_k * others * (1 + bias) * flags.get("NORM", False)
+            n_wide = loads.pop("ld.global.v4.b32")
+            assert n_wide * n_bytes * n_threads == block_n * block_k * dtype.itemsize + norm
+            # The rest is a value for each output: int8's scale and the matrix's bias.
+            assert bool(loads) == (bias or dtype == INT8)
+            assert set(loads) <= {"ld.global.b16", "ld.global.b32"}
+            assert sum(loads.values()) <= block_n
         else:
             assert "griddepcontrol" not in compiled.asm["ptx"]
 
@@ -593,7 +600,7 @@ def test_batched_kernels_compile(monkeypatch, tmp_path, capability, n_embd, dtyp
         if dtype != F32:
             assert re.search(r"\bw?g?mma\S*sync", compiled.asm["ptx"])  # tensor cores
         if capability >= 90 and checks.has_dependent_launch():
-            assert not loads_before_the_wait(compiled)
+            assert set(loads_before_the_wait(compiled)) <= {"ld.global.b32"}  # int8's scale
 
 
 # ---- on a GPU
