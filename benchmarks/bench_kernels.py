@@ -70,6 +70,43 @@ def measure(case: Case, device: torch.device, repeats: int, copy_bytes_per_s: fl
     return found
 
 
+def try_tilings(case: Case, device: torch.device, repeats: int) -> list[dict[str, Any]]:
+    """The times of a case with its work cut up in other ways; none if there are none."""
+    from kernel_cases import prepare, tiled, tilings
+
+    try:
+        used, others = tilings(case, device)
+    except ValueError:
+        return []
+    found = []
+    for tiling in others:
+        with tiled(case, tiling):
+            work = prepare(case, device)
+            seconds = quantiles(seconds_per_call(work.ours, device, repeats))
+        found.append(
+            {
+                "kernel": case.kernel,
+                "case": case.label,
+                "tiling": str(tiling),
+                "used": tiling == used,
+                "right": work.error <= work.tolerance,
+                "seconds": seconds,
+            }
+        )
+    best = min((f for f in found if f["right"]), key=lambda f: f["seconds"]["median"], default=None)
+    for one in found:
+        one["fastest"] = one is best
+        us = {name: f"{value * 1e6:.2f}" for name, value in one["seconds"].items()}
+        notes = [word for word in ("used", "fastest") if one[word]]
+        notes += [] if one["right"] else ["WRONG"]
+        print(
+            f"{case.kernel:<16} {case.label:<30} {one['tiling']:<16} {us['median']:>9} "
+            f"{'(' + us['p20'] + '-' + us['p80'] + ')':>15}  {', '.join(notes)}".rstrip(),
+            flush=True,
+        )
+    return found
+
+
 def print_heading() -> None:
     """What stands above the table."""
     print(
@@ -142,6 +179,8 @@ def parse_arguments() -> argparse.Namespace:
         help=f"which ones, of {', '.join(KERNELS)} (default: all)")  # fmt: skip
     add("--quick", action="store_true", help="few sizes")
     add("--errors-only", action="store_true", help="time nothing")
+    add("--tilings", action="store_true",
+        help="instead, time the kernels for one row cut up in other ways")  # fmt: skip
     add("--repeats", type=positive, default=30, metavar="N", help="timed replays (%(default)s)")
     add("--plot", type=Path, metavar="PNG", help="draw the result (needs matplotlib)")
     add_json_option(parser)
@@ -154,6 +193,8 @@ def parse_arguments() -> argparse.Namespace:
     on_cpu = torch.device(args.device).type == "cpu"
     if on_cpu != (os.environ.get("TRITON_INTERPRET", "0") == "1"):
         sys.exit("bench_kernels: --device cpu and TRITON_INTERPRET=1 need each other")
+    if args.tilings and (args.errors_only or args.plot):
+        parser.error("--tilings has times alone, and no plot")
     if on_cpu:
         args.repeats = 1
     return args
@@ -176,16 +217,20 @@ def main() -> None:
         print(f"compute capability {capability}, {early}programmatic dependent launch")
     if copy_bytes_per_s:
         print(f"copy bandwidth, read and written: {copy_bytes_per_s / 1e9:.0f} GB/s")
-    print_heading()
+    if not args.tilings:
+        print_heading()
     results = []
     with torch.inference_mode():
         for case in cases(quick=args.quick, on_cpu=on_cpu):
             if case.kernel in args.kernel:
-                results.append(measure(case, device, args.repeats, copy_bytes_per_s))
-                print_result(results[-1])
+                if args.tilings:
+                    results += try_tilings(case, device, args.repeats)
+                else:
+                    results.append(measure(case, device, args.repeats, copy_bytes_per_s))
+                    print_result(results[-1])
                 if not on_cpu:
                     torch.cuda.empty_cache()
-    if args.plot and copy_bytes_per_s:
+    if args.plot and copy_bytes_per_s and not args.tilings:
         name = "Triton's interpreter: times mean nothing" if on_cpu else card["gpu"]
         plot(results, f"{name}, medians of {args.repeats} replays", args.plot)
     wrong = [found for found in results if not found["right"]]

@@ -39,6 +39,7 @@ PARTS = {
     "small": 100,
     "passes": 60,
     "sanitizer": 45,
+    "tilings": 120,
 }
 WHAT = {
     "card": "the machine, and which path runs",
@@ -51,6 +52,7 @@ WHAT = {
     "small": "a 5 s clip, small model",
     "passes": "prompts and fine passes: rate, attention by torch and by ours; early prompts",
     "sanitizer": "compute-sanitizer over the kernels",
+    "tilings": "the kernels for one row, cut up in other ways",
 }
 NEED_MODELS = ("tokens", "large", "step", "batch", "small", "passes")
 NOTHING = "TIMES MEAN NOTHING"

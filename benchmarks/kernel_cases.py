@@ -168,6 +168,69 @@ def plain_launches() -> Iterator[None]:
             file.dependent_launch = dependent_launch
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """How the work of a kernel for one row is cut up."""
+
+    size: int  # elements of a matrix, or splits of a head
+    num_warps: int
+
+    def __str__(self) -> str:
+        return f"{self.size}, {self.num_warps} warps"
+
+
+def tilings(case: Case, device: torch.device) -> tuple[Tiling, list[Tiling]]:
+    """The tiling in use, and all that are worth a try; ValueError if the kernel has but one."""
+    width, n_head = WIDTHS[case.size]
+    if case.n_rows > 1:
+        raise ValueError("several rows have one tiling")
+    if case.kernel == "decode_attention":
+        n_sms = decode_file.INTERPRETED_SMS
+        if device.type == "cuda":
+            n_sms = torch.cuda.get_device_properties(device).multi_processor_count
+        used = decode_file.choose_n_splits(n_head, N_POSITIONS, n_sms)
+        sizes = sorted({max(1, used // 2), used, 2 * used, 3 * used})
+        return Tiling(used, 4), [Tiling(size, 4) for size in sizes]
+    products = {
+        "norm_qkv": (3 * width, width),
+        "combine_residual": (width, width),
+        "norm_linear": (4 * width, width),
+        "linear_residual": (width, 4 * width),
+    }
+    if case.kernel not in products:
+        raise ValueError(f"{case.kernel} has one tiling")
+    used = math.prod(linear_file.choose_tile(*products[case.kernel]))
+    sizes = (used // 2, used, 2 * used, 4 * used)
+    return (
+        Tiling(used, linear_file.NUM_WARPS),
+        [Tiling(size, num_warps) for size in sizes for num_warps in (2, 4, 8)],
+    )
+
+
+@contextlib.contextmanager
+def tiled(case: Case, tiling: Tiling) -> Iterator[None]:
+    """Cut the work of a case's kernel up so while the block runs."""
+
+    def choose_tile(n_out: int, n_in: int) -> tuple[int, int]:
+        block_k = 1 << (n_in - 1).bit_length()
+        return max(1, tiling.size // block_k), block_k
+
+    values: list[tuple[Any, str, object]] = [
+        (linear_file, "choose_tile", choose_tile),
+        (linear_file, "NUM_WARPS", tiling.num_warps),
+    ]
+    if case.kernel == "decode_attention":
+        values = [(decode_file, "choose_n_splits", lambda n_heads, length, n_sms: tiling.size)]
+    before = [getattr(file, name) for file, name, _ in values]
+    try:
+        for file, name, value in values:
+            setattr(file, name, value)
+        yield
+    finally:
+        for (file, name, _), value in zip(values, before, strict=True):
+            setattr(file, name, value)
+
+
 # ---- operands
 
 

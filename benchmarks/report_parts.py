@@ -751,6 +751,20 @@ def sanitizer(part: Part) -> None:
         raise SystemExit(f"compute-sanitizer ended with status {status}")
 
 
+def tilings(part: Part) -> None:
+    """The kernels for one row, cut up in other ways."""
+    file = part.out / "tilings.json"
+    words = [sys.executable, str(HERE / "bench_kernels.py"), "--device", part.settings["device"]]
+    words += ["--quick", "--tilings", "--repeats", "10", "--json", str(file)]
+    if part.on_cpu:
+        words += ["--kernel", "linear_residual"]
+    status = part.run_script(words)
+    results = json.loads(file.read_text(encoding="utf-8"))["results"]
+    part.keep(results=results)
+    if status:
+        raise SystemExit("kernels give wrong results")
+
+
 PARTS: dict[str, Callable[[Part], None]] = {
     "models": models,
     "card": card,
@@ -763,6 +777,7 @@ PARTS: dict[str, Callable[[Part], None]] = {
     "small": partial(pipeline, size="small"),
     "passes": passes,
     "sanitizer": sanitizer,
+    "tilings": tilings,
 }
 
 

@@ -37,6 +37,7 @@ from .decode_attention import Splits
 
 TILE_SIZE = 8192  # elements of W that a program holds
 FEW_OUTPUTS = 1024  # up to so many, half a tile, so that there are two programs for each processor
+NUM_WARPS = 4
 ROWS = 16  # rows of x in a tensor core's tile
 BATCH_BLOCK_N, BATCH_BLOCK_K = 32, 64
 
@@ -537,7 +538,7 @@ def _launch(
                 N_SPLITS=0 if splits is None else splits.acc.shape[1],
                 BLOCK_N=block_n,
                 BLOCK_K=block_k,
-                num_warps=4,
+                num_warps=NUM_WARPS,
                 **launch,
             )  # fmt: skip
         else:

@@ -219,6 +219,22 @@ def test_kernels_are_compared_with_their_references(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+def test_kernels_are_timed_cut_up_in_other_ways() -> None:
+    options = ("--device", "cpu", "--quick", "--tilings", "--kernel", "decode_layer")
+    done = run("bench_kernels.py", *options, "linear_residual", TRITON_INTERPRET="1")
+    results = closing_json(done)["results"]
+    assert {found["kernel"] for found in results} == {"linear_residual"}  # a layer has one tiling
+    cases = {found["case"] for found in results}
+    assert len(cases) == 2 and len({found["tiling"] for found in results}) == 12
+    for case in cases:
+        these = [found for found in results if found["case"] == case]
+        assert sum(found["used"] for found in these) == 1
+        (fastest,) = (found for found in these if found["fastest"])
+        assert fastest["seconds"]["median"] == min(found["seconds"]["median"] for found in these)
+        assert all(found["right"] for found in these)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 def test_kernels_on_a_cpu_want_the_interpreter() -> None:
     done = run("bench_kernels.py", "--device", "cpu", TRITON_INTERPRET="0")
     assert done.returncode == 1
@@ -256,6 +272,21 @@ def test_report_runs_its_parts_and_lists_the_figures(tmp_path: Path) -> None:
     steps = report["parts"]["step"]["steps"]
     assert steps and all(0 < s["share_of_copy"] and s["n_bytes"] > 0 for s in steps)
     assert ("triton" in [s["backend"] for s in steps]) == HAS_TRITON
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+def test_report_times_passes_and_early_prompts(tmp_path: Path) -> None:
+    options = ("--quick", "--device", "cpu", "--only", "passes")
+    done = run("gpu_report.py", "--out", tmp_path, *options)
+    closing_json(done)
+    found = json.loads((tmp_path / "report.json").read_text())["parts"]["passes"]
+    passes = [(one["pass"], one["n_rows"]) for one in found["passes"]]
+    assert passes == [(name, n) for n in (1, 2) for name in ("prompt", "its end", "fine pass")]
+    for one in found["passes"]:
+        assert one["seconds"].keys() == {"torch", "triton"}
+        assert one["share_of_product_rate"] > 0
+    assert [window["n_rows"] for window in found["windows"]] == [1, 2]
+    assert all(window["seconds"].keys() == {"in turn", "early"} for window in found["windows"])
 
 
 def test_report_goes_on_after_a_part_that_fails(tmp_path: Path) -> None:
