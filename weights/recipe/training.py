@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minibark import ops
+from minibark.model import SelfAttention
 from minibark.weights import open_checkpoint
 
 Batch = tuple[Tensor, ...]
@@ -174,15 +174,18 @@ def _schedule(step: int, steps: int) -> float:
 
 
 @contextlib.contextmanager
-def _attention_for(device: torch.device) -> Iterator[None]:
+def _attention_for(model: nn.Module, device: torch.device) -> Iterator[None]:
     """On a CPU, attention as plain products: a sixth faster to train through than torch's own."""
-    usual = ops.attention
-    if device.type == "cpu":
-        ops.attention = _plain_attention
+    layers = [module for module in model.modules() if isinstance(module, SelfAttention)]
+    usual = [layer.attend for layer in layers]
     try:
+        if device.type == "cpu":
+            for layer in layers:
+                layer.attend = _plain_attention
         yield
     finally:
-        ops.attention = usual
+        for layer, attend in zip(layers, usual, strict=True):
+            layer.attend = attend
 
 
 def _plain_attention(
@@ -203,7 +206,7 @@ def _losses(
     batch: Batch,
     device: torch.device,
 ) -> Losses:
-    with torch.autocast(device.type, torch.bfloat16), _attention_for(device):
+    with torch.autocast(device.type, torch.bfloat16), _attention_for(model, device):
         return losses(model, tuple(part.to(device) for part in batch))
 
 
