@@ -184,7 +184,7 @@ def tilings(case: Case, device: torch.device) -> tuple[Tiling, list[Tiling]]:
     width, n_head = WIDTHS[case.size]
     if case.n_rows > 1:
         raise ValueError("several rows have one tiling")
-    if case.kernel == "decode_attention":
+    if case.kernel == "decode_layer":  # how many splits pay is known where they are combined
         n_sms = decode_file.INTERPRETED_SMS
         if device.type == "cuda":
             n_sms = torch.cuda.get_device_properties(device).multi_processor_count
@@ -219,7 +219,7 @@ def tiled(case: Case, tiling: Tiling) -> Iterator[None]:
         (linear_file, "choose_tile", choose_tile),
         (linear_file, "NUM_WARPS", tiling.num_warps),
     ]
-    if case.kernel == "decode_attention":
+    if case.kernel == "decode_layer":
         values = [(decode_file, "choose_n_splits", lambda n_heads, length, n_sms: tiling.size)]
     before = [getattr(file, name) for file, name, _ in values]
     try:

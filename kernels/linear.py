@@ -203,12 +203,15 @@ def _linear_kernel(
     length = tl.load(lengths_ptr) if APPEND else 1
     if N_SPLITS:
         x = _combined(k, K, max_ptr, sum_ptr, acc_ptr, N_SPLITS, D)
-        x = tl.where(k < K, x, 0.0)
-    else:
+        x = tl.where(k < K, x, 0.0)[None, :]
+    elif NORM:
         x = tl.load(x_ptr + k, mask=k < K, other=0.0).to(tl.float32)
-    if NORM:
-        x = _normalized(x, k < K, K, gain, shift, eps)
-    y = tl.sum(w.to(tl.float32) * x[None, :], axis=1)  # (BLOCK_N,)
+        x = _normalized(x, k < K, K, gain, shift, eps)[None, :]
+    else:
+        # As a tile like W's: then each thread loads what it multiplies, and hands on nothing.
+        every = k[None, :] + tl.zeros_like(n)[:, None]
+        x = tl.load(x_ptr + every, mask=mask, other=0.0).to(tl.float32)
+    y = tl.sum(w.to(tl.float32) * x, axis=1)  # (BLOCK_N,)
     y = _finished(y, scale, bias, INT8, GELU)
     if APPEND:
         _append(

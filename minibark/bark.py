@@ -13,6 +13,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .backend import choose_backend, describe_backend
 from .coarse import generate_coarse
@@ -479,7 +480,8 @@ class Bark:
                 lay_out(module)
         module.to(self.device)
         try:
-            yield module
+            with _attention_kernels(self.device):
+                yield module
         finally:
             if self.offload:
                 # What was recorded knows only where the weights were.
@@ -525,14 +527,22 @@ def _usual_precision(device: torch.device) -> str:
 
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        # With its index: which GPU is the current one may change.
+        return torch.empty(0, device=torch.device(device)).device
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error
-    return chosen
+
+
+def _attention_kernels(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Torch's attention on CUDA without cuDNN's, which first makes a plan for every new length."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
 
 
 def _ids(tokens: TokensLike, name: str, ndim: int, end: int) -> Tensor:

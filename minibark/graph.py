@@ -20,7 +20,7 @@ from torch import Tensor
 from .backend import BackendError
 from .decoding import Decoder
 from .model import GPT, FineGPT, KVCache
-from .recording import Recorder, Recordings
+from .recording import Recorder, Recordings, make_room
 from .sampling import OnStep, RandomStreams, Sampling, probabilities
 
 if TYPE_CHECKING:
@@ -109,7 +109,6 @@ class GraphDecoder(Decoder):
         self.dtype = model.transformer.wpe.weight.dtype
         self._fused: FusedGPT | None = None
         self._n_rows = 0
-        self._recorder = Recorder(self.device)
         self._beginnings: _Beginnings | None = None
 
     def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
@@ -175,6 +174,7 @@ class GraphDecoder(Decoder):
         """Make everything of a fixed place for so many rows; what was recorded is void."""
         self._n_rows = n_rows
         self._steps: dict[object, Callable[[], None]] = {}
+        self._recorder = Recorder(self.device)
         self._prefills = Recordings(self._recorder, MAX_PASSES)
         if self._beginnings is not None:
             self._beginnings.forget()
@@ -262,13 +262,12 @@ class GraphDecoder(Decoder):
         self.cache.n_keys = n_keys
         key = (head.start, head.stop, sampling, n_keys)
         if key not in self._steps:
-            if len(self._steps) == MAX_GRAPHS:
-                self._steps.clear()
             first = not self._steps
             if first and self.on_step:
                 self.on_step("warm-up", 0, 1)
             if first and self._fused is not None:
                 self._check_kernels(head)
+            make_room(self._steps, MAX_GRAPHS)
             self._steps[key] = self._recorder.record(
                 lambda: self._step(head, sampling),
                 (self.token, self.index, self.cache.device_lengths),
@@ -299,7 +298,7 @@ class _Beginnings:
     def __init__(self, model: GPT, n_rows: int) -> None:
         weight = model.transformer.wpe.weight
         self._model = model
-        self._recorder = Recorder(weight.device)
+        self._recorder = Recorder(weight.device, "beside")
         self._prefills = Recordings(self._recorder, MAX_PASSES)
         self._cache = KVCache(model.config, n_rows, device=weight.device, dtype=weight.dtype)
         if self._recorder.stream is not None:
@@ -309,13 +308,14 @@ class _Beginnings:
 
     def begin(self, tokens: Tensor) -> None:
         """Prefill tokens (B, T)."""
-        self._tokens = tokens
+        self._tokens = None
 
         def fill(tokens: Tensor) -> Tensor:
             return self._model.prefill(tokens, self._cache, 0, head=slice(0, 1))
 
         with self._recorder.beside():
             self._prefills(tokens.shape, fill, tokens)
+        self._tokens = tokens
 
     def take(self, prompts: Tensor) -> KVCache | None:
         """The cache that begins as prompts (B, T) do, or None; at most once."""

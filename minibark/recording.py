@@ -7,6 +7,8 @@ in for its graph.
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -20,8 +22,10 @@ class Recorder:
     What it has captured shares scratch memory, and so must run one after the other.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, name: str = "in turn") -> None:
+        """Recorders of one name have one stream, on each device and in each thread."""
         self.device = device
+        self.name = name
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
 
@@ -29,7 +33,7 @@ class Recorder:
     def stream(self) -> torch.cuda.Stream | None:
         """The stream, made when it is first asked for; None off a GPU."""
         if self._stream is None and self.device.type == "cuda":
-            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            self._stream = _stream(self.device, self.name, threading.get_ident())
         return self._stream
 
     def record(self, call: Callable[[], None], kept: Sequence[Tensor] = ()) -> Callable[[], None]:
@@ -52,7 +56,9 @@ class Recorder:
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            # What other threads ask for meanwhile does not break the capture.
+            mode = "thread_local"
+            with torch.cuda.graph(graph, self._pool, stream, capture_error_mode=mode):
                 call()
             current.wait_stream(stream)
             for tensor, value in zip(kept, before, strict=True):
@@ -73,11 +79,30 @@ class Recorder:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
 
 
+@functools.cache
+def _stream(device: torch.device, name: str, thread: int) -> torch.cuda.Stream:
+    """Kept, because cuBLAS keeps 32 MiB for every stream that it has run on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def make_room(recorded: dict[Any, Any], limit: int) -> Any:
+    """Drop the oldest of `limit` graphs; its key, or None.
+
+    Never all of them at once: memory that graphs share must not be without one while results lie
+    in it.
+    """
+    if len(recorded) < limit:
+        return None
+    oldest = next(iter(recorded))
+    del recorded[oldest]
+    return oldest
+
+
 class Recordings:
     """Functions of one tensor: called the first time, recorded the second, then replayed."""
 
     def __init__(self, recorder: Recorder, limit: int) -> None:
-        """`limit`: how many are kept; beyond it all are dropped, and recorded anew when met."""
+        """`limit`: how many are kept; beyond it the oldest is dropped."""
         self.recorder = recorder
         self.limit = limit
         self.recorded: dict[Hashable, Callable[[Tensor], Tensor]] = {}
@@ -95,8 +120,7 @@ class Recordings:
             if key not in self._seen:
                 self._seen.add(key)
                 return function(x.to(self.recorder.device))
-            if len(self.recorded) == self.limit:
-                self.recorded.clear()
+            self._seen.discard(make_room(self.recorded, self.limit))
             self.recorded[key] = self._record(function, x)
         return self.recorded[key](x)
 

@@ -220,10 +220,12 @@ def test_kernels_are_compared_with_their_references(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 def test_kernels_are_timed_cut_up_in_other_ways() -> None:
-    options = ("--device", "cpu", "--quick", "--tilings", "--kernel", "decode_layer")
+    options = ("--device", "cpu", "--quick", "--tilings", "--kernel", "decode_attention")
     done = run("bench_kernels.py", *options, "linear_residual", TRITON_INTERPRET="1")
     results = closing_json(done)["results"]
-    assert {found["kernel"] for found in results} == {"linear_residual"}  # a layer has one tiling
+    assert {found["kernel"] for found in results} == {
+        "linear_residual"
+    }  # attention alone has one tiling
     cases = {found["case"] for found in results}
     assert len(cases) == 2 and len({found["tiling"] for found in results}) == 12
     for case in cases:

@@ -28,6 +28,7 @@ from minibark.graph import AHEAD, GraphDecoder, GraphFine
 from minibark.int8 import Int8Weight, quantize_rows
 from minibark.model import GPT, FineGPT
 from minibark.precision import reduce
+from minibark.recording import Recorder, Recordings
 from minibark.sampling import RandomStreams, Sampling
 from minibark.semantic import END_TEST_STEPS, generate_semantic, semantic_prompt
 
@@ -173,17 +174,19 @@ def test_a_decoder_wants_a_prefill_and_takes_a_window_at_most():
             )
 
 
-def test_a_step_is_recorded_once_for_all_utterances_of_as_many_rows(coarse):
+def test_a_step_is_recorded_once_for_all_utterances_of_as_many_rows(coarse, monkeypatch):
     told: list[tuple[str, int, int]] = []
     decoder = GraphDecoder(coarse, on_step=lambda *step: told.append(step))
     recorded: list[object] = []
-    record = decoder._recorder.record
+    record = Recorder.record
 
-    def counted(step: Callable[[], None], *kept: Sequence[Tensor]) -> Callable[[], None]:
+    def counted(
+        recorder: Recorder, step: Callable[[], None], *kept: Sequence[Tensor]
+    ) -> Callable[[], None]:
         recorded.append(step)
-        return record(step, *kept)
+        return record(recorder, step, *kept)
 
-    decoder._recorder.record = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(Recorder, "record", counted)
     for seed in range(3):
         semantic = torch.randint(10_000, (45,))
         for sampling in SAMPLINGS[:2]:
@@ -294,6 +297,31 @@ def test_recorded_passes_of_the_fine_model_are_its_own():
         nowhere = FineGPT(model.config).to("meta").bfloat16()
         codes = torch.zeros((1, 40, 8), dtype=torch.int64, device="meta")
         assert GraphFine(nowhere)(codes, 2, 5).is_meta
+
+
+def test_the_oldest_recording_makes_room_and_is_recorded_again_when_met_twice():
+    calls: list[str] = []
+
+    class Counting(Recorder):
+        def record(
+            self, call: Callable[[], None], kept: Sequence[Tensor] = ()
+        ) -> Callable[[], None]:
+            calls.append("record")
+            return super().record(call, kept)
+
+    recordings = Recordings(Counting(CPU), 2)
+
+    def run(key: str) -> list[str]:
+        calls.clear()
+        made = recordings(key, lambda x: x + ord(key), torch.tensor(1))
+        assert made == 1 + ord(key)
+        return [*calls]
+
+    for key in "abc":
+        assert run(key) == [] and run(key) == ["record"] and run(key) == []
+    assert list(recordings.recorded) == ["b", "c"]
+    assert run("a") == [] and run("b") == [] and run("a") == ["record"]
+    assert list(recordings.recorded) == ["c", "a"]
 
 
 # ---- which backend runs
