@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -158,14 +158,11 @@ def launches_early(device: torch.device) -> bool:
 @contextlib.contextmanager
 def plain_launches() -> Iterator[None]:
     """Launch every kernel after the one in front has ended, while the block runs."""
-    files: tuple[Any, ...] = (linear_file, decode_file, step_file)
-    for file in files:
-        file.dependent_launch = lambda device: {"PDL": False}
-    try:
+    with contextlib.ExitStack() as stack:
+        for file in (linear_file, decode_file, step_file):
+            plain = patch.object(file, "dependent_launch", lambda device: {"PDL": False})
+            stack.enter_context(plain)
         yield
-    finally:
-        for file in files:
-            file.dependent_launch = dependent_launch
 
 
 @dataclass(frozen=True)
@@ -179,56 +176,38 @@ class Tiling:
         return f"{self.size}, {self.num_warps} warps"
 
 
-def tilings(case: Case, device: torch.device) -> tuple[Tiling, list[Tiling]]:
-    """The tiling in use, and all that are worth a try; ValueError if the kernel has but one."""
+def tilings(case: Case, device: torch.device) -> list[Tiling]:
+    """The tilings worth a try, the one in use first; none for a kernel that has but one."""
     width, n_head = WIDTHS[case.size]
-    if case.n_rows > 1:
-        raise ValueError("several rows have one tiling")
-    if case.kernel == "decode_layer":  # how many splits pay is known where they are combined
-        n_sms = decode_file.INTERPRETED_SMS
-        if device.type == "cuda":
-            n_sms = torch.cuda.get_device_properties(device).multi_processor_count
-        used = decode_file.choose_n_splits(n_head, N_POSITIONS, n_sms)
-        sizes = sorted({max(1, used // 2), used, 2 * used, 3 * used})
-        return Tiling(used, 4), [Tiling(size, 4) for size in sizes]
     products = {
         "norm_qkv": (3 * width, width),
         "combine_residual": (width, width),
         "norm_linear": (4 * width, width),
         "linear_residual": (width, 4 * width),
     }
-    if case.kernel not in products:
-        raise ValueError(f"{case.kernel} has one tiling")
-    used = math.prod(linear_file.choose_tile(*products[case.kernel]))
-    sizes = (used // 2, used, 2 * used, 4 * used)
-    return (
-        Tiling(used, linear_file.NUM_WARPS),
-        [Tiling(size, num_warps) for size in sizes for num_warps in (2, 4, 8)],
-    )
+    found = []
+    if case.n_rows == 1 and case.kernel in products:
+        size = math.prod(linear_file.choose_tile(*products[case.kernel]))
+        found = [Tiling(size, linear_file.NUM_WARPS)]
+        sizes = (size // 2, size, 2 * size, 4 * size)
+        found += [Tiling(size, num_warps) for size in sizes for num_warps in (2, 4, 8)]
+    elif case.n_rows == 1 and case.kernel == "decode_layer":
+        # How many splits pay is known where they are combined.
+        n = decode_file.choose_n_splits(n_head, N_POSITIONS, decode_file.count_sms(device))
+        found = [Tiling(n_splits, 4) for n_splits in (n, max(1, n // 2), 2 * n, 3 * n)]
+    return list(dict.fromkeys(found))
 
 
 @contextlib.contextmanager
 def tiled(case: Case, tiling: Tiling) -> Iterator[None]:
     """Cut the work of a case's kernel up so while the block runs."""
-
-    def choose_tile(n_out: int, n_in: int) -> tuple[int, int]:
-        block_k = 1 << (n_in - 1).bit_length()
-        return max(1, tiling.size // block_k), block_k
-
-    values: list[tuple[Any, str, object]] = [
-        (linear_file, "choose_tile", choose_tile),
-        (linear_file, "NUM_WARPS", tiling.num_warps),
-    ]
     if case.kernel == "decode_layer":
-        values = [(decode_file, "choose_n_splits", lambda n_heads, length, n_sms: tiling.size)]
-    before = [getattr(file, name) for file, name, _ in values]
-    try:
-        for file, name, value in values:
-            setattr(file, name, value)
-        yield
-    finally:
-        for (file, name, _), value in zip(values, before, strict=True):
-            setattr(file, name, value)
+        with patch.object(decode_file, "choose_n_splits", lambda *args: tiling.size):
+            yield
+    else:
+        tile = {"TILE_SIZE": tiling.size, "FEW_OUTPUTS": 0, "NUM_WARPS": tiling.num_warps}
+        with patch.multiple(linear_file, **tile):
+            yield
 
 
 # ---- operands

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -35,9 +36,9 @@ import minibark
 from minibark.backend import BACKENDS, choose_backend, describe_backend, why_no_triton
 from minibark.coarse import generate_coarse
 from minibark.config import GenerationConfig, preset
-from minibark.decoding import CachedDecoder, Decoder
+from minibark.decoding import CachedDecoder, Decoder, new_cache
 from minibark.fine import generate_fine
-from minibark.graph import GraphDecoder, GraphFine, StaticKVCache
+from minibark.graph import GraphDecoder, GraphFine
 from minibark.model import GPT, FineGPT
 from minibark.sampling import RandomStreams, Sampling
 from minibark.semantic import generate_semantic, semantic_prompt
@@ -645,8 +646,7 @@ def _time_passes(
 ) -> None:
     """One window's prompt, its end alone, and one fine pass, with either attention."""
     length, end, frames = (40, 20, 40) if part.on_cpu else (WINDOW, 60, 1024)
-    dtype = coarse_model.transformer.wpe.weight.dtype
-    cache = StaticKVCache(coarse_model, n_rows, device=part.device, dtype=dtype)
+    cache = new_cache(coarse_model, n_rows)
     ids = torch.randint(1000, (n_rows, length), device=part.device)
     codes = torch.randint(1000, (n_rows, frames, 8), device=part.device)
     head, past = slice(0, 1024), length - end
@@ -689,13 +689,8 @@ def _attention_by(by: str, *models: GPT | FineGPT) -> Iterator[None]:
 
     for model in models:
         fused.use_attention(model.transformer)
-    before = dict(fused.LEAST_QUERIES)
-    fused.LEAST_QUERIES.update({True: 2, False: 2})
-    try:
+    with patch.dict(fused.LEAST_QUERIES, {True: 2, False: 2}):
         yield
-    finally:
-        fused.LEAST_QUERIES.clear()
-        fused.LEAST_QUERIES.update(before)
 
 
 def _flop(

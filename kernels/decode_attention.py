@@ -185,6 +185,13 @@ def choose_n_splits(n_heads: int, length: int, n_sms: int) -> int:
     return max(1, min(n_sms // n_heads, length // MIN_SPLIT_SIZE, MAX_SPLITS))
 
 
+def count_sms(device: torch.device) -> int:
+    """Multiprocessors of a GPU; on a CPU, as many as are interpreted."""
+    if device.type != "cuda":
+        return INTERPRETED_SMS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def decode_attention(
     q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Tensor, *, early: bool = False
 ) -> Tensor:
@@ -237,10 +244,7 @@ def decode_attention_splits(
         raise ValueError(f"q must hold one position per row, (B, H, 1, D), got {tuple(q.shape)}")
     lengths, longest = _lengths(lengths, q, n_positions)
 
-    n_sms = INTERPRETED_SMS
-    if q.is_cuda:
-        n_sms = torch.cuda.get_device_properties(q.device).multi_processor_count
-    n_splits = choose_n_splits(n_batch * n_head, longest, n_sms)
+    n_splits = choose_n_splits(n_batch * n_head, longest, count_sms(q.device))
     block_d = triton.next_power_of_2(head_size)
     shape = (n_batch * n_head, n_splits)
     splits = Splits(

@@ -200,7 +200,8 @@ def _linear_kernel(
         gdc_launch_dependents()
     # All of it is asked for before any is used: each wait for memory is a share of the step.
     residual = _loaded(out_ptr, n, n < N, ADD)
-    length = tl.load(lengths_ptr) if APPEND else 1
+    if APPEND:
+        length = tl.load(lengths_ptr)
     if N_SPLITS:
         x = _combined(k, K, max_ptr, sum_ptr, acc_ptr, N_SPLITS, D)
         x = tl.where(k < K, x, 0.0)[None, :]
@@ -267,7 +268,8 @@ def _batched_linear_kernel(
     wanted = (b[:, None] < B) & (n[None, :] < N)
     place = b[:, None].to(tl.int64) * N + n[None, :]
     residual = _loaded(out_ptr, place, wanted, ADD)
-    length = tl.load(lengths_ptr + b, mask=b < B, other=1) if APPEND else b
+    if APPEND:
+        length = tl.load(lengths_ptr + b, mask=b < B, other=1)
     rows = x_ptr + b[:, None].to(tl.int64) * K
     mean = tl.zeros((ROWS,), tl.float32)
     rstd = tl.zeros((ROWS,), tl.float32)

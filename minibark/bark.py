@@ -111,8 +111,7 @@ class Bark:
         warn_if_slow(self.precision, self.device)
         self.backend = choose_backend(backend, self.device)
         self._modules: dict[str, nn.Module] = {}
-        self._decoders: dict[str, GraphDecoder] = {}
-        self._fine: GraphFine | None = None
+        self._recorded: dict[str, Any] = {}  # a `GraphDecoder` a stage, for fine a `GraphFine`
         self._build: Callable[[str], nn.Module] = self._random_module
         self._seed = seed
 
@@ -408,8 +407,8 @@ class Bark:
                 f"got {tuple(codes.shape)}"
             )
         with self._stage("fine") as model:
-            if self.device.type == "cuda" and self._fine is None:
-                self._fine = GraphFine(model, backend=self.backend)
+            if self.device.type == "cuda" and "fine" not in self._recorded:
+                self._recorded["fine"] = GraphFine(model, backend=self.backend)
             (fine,) = generate_fine(
                 model,
                 [codes],
@@ -418,7 +417,7 @@ class Bark:
                 sampling,
                 [self._generator(seed)],
                 on_step=on_step,
-                forward=self._fine,
+                forward=self._recorded.get("fine"),
             )
         return fine
 
@@ -484,9 +483,7 @@ class Bark:
                 yield module
         finally:
             if self.offload:
-                # What was recorded knows only where the weights were.
-                self._decoders.pop(name, None)
-                self._fine = None
+                self._recorded.pop(name, None)  # it knows only where the weights were
                 module.to("cpu")
 
     def _decoder(self, stage: str, on_step: OnStep | None) -> Callable[[GPT, int], Decoder]:
@@ -495,10 +492,11 @@ class Bark:
             return CachedDecoder
 
         def recorded(model: GPT, n_merged: int) -> Decoder:
-            if stage not in self._decoders:
-                self._decoders[stage] = GraphDecoder(model, n_merged, backend=self.backend)
-            self._decoders[stage].on_step = on_step
-            return self._decoders[stage]
+            if stage not in self._recorded:
+                self._recorded[stage] = GraphDecoder(model, n_merged, backend=self.backend)
+            decoder: GraphDecoder = self._recorded[stage]
+            decoder.on_step = on_step
+            return decoder
 
         return recorded
 

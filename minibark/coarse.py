@@ -171,7 +171,7 @@ def generate_coarse(
             if step == window_start and not grew:
                 n = 1
                 logits = decode.prefill(prompts, head(step))
-                if sum(row.n_steps > window_end for row in rows) == len(live):
+                if decode.early and all(rows[b].n_steps > window_end for b in live):
                     after = [window_prompt(rows[b], window_end, config, history_len) for b in live]
                     decode.expect(_known(prompts, after, window_end - window_start, history_len))
                 check_finite(logits, "coarse")

@@ -22,9 +22,11 @@ class Decoder(Protocol):
 
     Attributes:
         steps_at_once: how many steps may be asked for before their tokens are looked at.
+        early: whether it wants to be told by `expect`.
     """
 
     steps_at_once: int = 1
+    early: bool = False
 
     def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
         """Start over with one prompt (T,) per row, on any device; logits (B, V) of `head`'s ids."""

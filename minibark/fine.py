@@ -75,6 +75,7 @@ def generate_fine(
     rows = []
     for coarse, voice in zip(coarses, voices, strict=True):
         history = voice.fine[:, -hop:] if voice else coarse.new_zeros((n_codebooks, 0)).cpu()
+        # Not F.pad, which before torch 2.10 refuses a tensor without frames.
         missing = torch.full((n_codebooks - n_given, coarse.shape[1]), pad)
         given = torch.cat((coarse.cpu(), missing))
         codes = torch.cat((history, given), dim=1)

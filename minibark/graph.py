@@ -195,12 +195,12 @@ class GraphDecoder(Decoder):
 
         With a full voice all windows have one length; the prompt of a text always has.
         """
-        early = self._beginnings.take(prompts) if self._beginnings is not None else None
-        past = early.lengths[0] if early is not None else 0
+        beginnings = self._beginnings
+        past = beginnings.take(prompts) if beginnings is not None else 0
 
         def fill(tokens: Tensor) -> Tensor:
-            if early is not None:
-                for buffer, beginning in zip(self.cache.kv, early.kv, strict=True):
+            if beginnings is not None and past:
+                for buffer, beginning in zip(self.cache.kv, beginnings.cache.kv, strict=True):
                     buffer[:, :, :, :past] = beginning[:, :, :, :past]
             options: Any = {"past": past, "n_merged": self.n_merged, "head": head}
             return self.model.prefill(tokens, self.cache, row, **options)
@@ -300,9 +300,9 @@ class _Beginnings:
         self._model = model
         self._recorder = Recorder(weight.device, "beside")
         self._prefills = Recordings(self._recorder, MAX_PASSES)
-        self._cache = KVCache(model.config, n_rows, device=weight.device, dtype=weight.dtype)
+        self.cache = KVCache(model.config, n_rows, device=weight.device, dtype=weight.dtype)
         if self._recorder.stream is not None:
-            for buffer in self._cache.kv:  # whose memory is not to be given away while it runs
+            for buffer in self.cache.kv:  # whose memory is not to be given away while it runs
                 buffer.record_stream(self._recorder.stream)
         self._tokens: Tensor | None = None
 
@@ -311,24 +311,21 @@ class _Beginnings:
         self._tokens = None
 
         def fill(tokens: Tensor) -> Tensor:
-            return self._model.prefill(tokens, self._cache, 0, head=slice(0, 1))
+            return self._model.prefill(tokens, self.cache, 0, head=slice(0, 1))
 
         with self._recorder.beside():
             self._prefills(tokens.shape, fill, tokens)
         self._tokens = tokens
 
-    def take(self, prompts: Tensor) -> KVCache | None:
-        """The cache that begins as prompts (B, T) do, or None; at most once."""
+    def take(self, prompts: Tensor) -> int:
+        """How many positions of prompts (B, T) the cache holds; none if they begin otherwise."""
         tokens, self._tokens = self._tokens, None
         if tokens is None:
-            return None
+            return 0
         self._recorder.join()
         n = tokens.shape[1]
-        fits = len(prompts) == len(tokens) and n < prompts.shape[1]
-        if not fits or not torch.equal(prompts[:, :n], tokens):
-            return None
-        self._cache.lengths = [n] * len(tokens)
-        return self._cache
+        begins_so = n < prompts.shape[1] and torch.equal(prompts[:, :n], tokens)
+        return n if begins_so else 0
 
     def forget(self) -> None:
         """Wait, on the device, for what may still run."""
