@@ -35,8 +35,8 @@ from measure import (
 )
 
 import minibark
-from minibark.backend import BACKENDS, describe_backend
 from minibark.config import STAGES
+from minibark.gpu.backend import BACKENDS, describe_backend
 
 
 @dataclass(frozen=True)

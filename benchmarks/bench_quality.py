@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 import minibark
 from minibark.coarse import generate_coarse
-from minibark.precision import PRECISIONS, describe_paths
+from minibark.cpu.reduce import describe_paths
+from minibark.precision import PRECISIONS
 from minibark.sampling import Sampling
 from minibark.semantic import generate_semantic, semantic_prompt
 from minibark.voice import Voice

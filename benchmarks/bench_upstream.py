@@ -37,10 +37,10 @@ from peers import AbsentError, Weights
 from sides import MORE_SIDES, SIDES, Array, Minibark, Prompt, Side, make_side
 
 import minibark
-from minibark.backend import BACKENDS, describe_backend
 from minibark.coarse import n_coarse_steps
 from minibark.config import STAGES, BarkConfig, GenerationConfig
-from minibark.precision import describe_paths
+from minibark.cpu.reduce import describe_paths
+from minibark.gpu.backend import BACKENDS, describe_backend
 
 YARDSTICK = "transformers float32"  # what every entry's speed-up is measured by
 CHECK_AUDIO_TOLERANCE = 1e-4  # of the loudest sample

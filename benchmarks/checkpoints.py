@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from minibark.checkpoint.shapes import new_module
 from minibark.config import STAGES, BarkConfig, preset
 from minibark.tokenizer import Tokenizer
-from minibark.weights import new_module
 
 RANDOM_MODELS = ("small", "large", "random")
 """Presets; random weights cost a model the same work as trained ones."""

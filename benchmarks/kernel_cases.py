@@ -19,18 +19,18 @@ from replays import Call, n_sets
 from torch import Tensor
 
 from minibark import ops
-from minibark.int8 import quantize_rows
+from minibark.checkpoint.rows import quantize_rows
 from minibark.kernels import decode_attention as decode_file
 from minibark.kernels import linear as linear_file
 from minibark.kernels import step as step_file
 from minibark.kernels.attention import attention, attention_ref
-from minibark.kernels.checks import dependent_launch
 from minibark.kernels.decode_attention import (
     Splits,
     decode_attention,
     decode_attention_ref,
     decode_attention_splits,
 )
+from minibark.kernels.launch import dependent_launch
 from minibark.kernels.layer import Layer, decode_layer, decode_layer_ref
 from minibark.kernels.linear import (
     Matrix,

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minibark.checkpoint.layouts import open_checkpoint
 from minibark.config import BarkConfig, CodecConfig
-from minibark.weights import open_checkpoint
 
 State = dict[str, Tensor]
 

@@ -33,14 +33,14 @@ from replays import copy_bandwidth, product_rate, seconds_per_call
 from torch import Tensor
 
 import minibark
-from minibark.backend import BACKENDS, choose_backend, describe_backend, why_no_triton
 from minibark.coarse import generate_coarse
 from minibark.config import GenerationConfig, preset
-from minibark.decoding import CachedDecoder, Decoder, new_cache
+from minibark.decoding import CachedDecoder, Decoder, RandomStreams, new_cache
 from minibark.fine import generate_fine
-from minibark.graph import GraphDecoder, GraphFine
+from minibark.gpu.backend import BACKENDS, choose_backend, describe_backend, why_no_triton
+from minibark.gpu.decoder import GraphDecoder, GraphFine
 from minibark.model import GPT, FineGPT
-from minibark.sampling import RandomStreams, Sampling
+from minibark.sampling import Sampling
 from minibark.semantic import generate_semantic, semantic_prompt
 from minibark.voice import Voice
 
@@ -154,7 +154,7 @@ def card(part: Part) -> None:
         capability = torch.cuda.get_device_capability(part.device)
         part.keep(capability=capability, driver=_driver())
     if "triton" in part.backends:
-        from minibark.kernels.checks import dependent_launch
+        from minibark.kernels.launch import dependent_launch
 
         part.keep(dependent_launch=bool(dependent_launch(part.device)["PDL"]))
     part.keep(why_no_triton=why_no_triton(part.device))
@@ -685,7 +685,7 @@ def _attention_by(by: str, *models: GPT | FineGPT) -> Iterator[None]:
     if by == "torch":
         yield
         return
-    from minibark import fused
+    from minibark.gpu import fused
 
     for model in models:
         fused.use_attention(model.transformer)

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import check_qkv
+from .launch import check_qkv
 
 
 @triton.jit

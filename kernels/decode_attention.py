@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import (
+from .launch import (
     check_positions,
     check_qkv,
     check_range,

@@ -24,7 +24,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import (
+from .decode_attention import Splits
+from .launch import (
     DTYPES,
     check_on_gpu,
     check_positions,
@@ -33,7 +34,6 @@ from .checks import (
     gdc_wait,
     interpreted,
 )
-from .decode_attention import Splits
 
 TILE_SIZE = 8192  # elements of W that a program holds
 FEW_OUTPUTS = 1024  # up to so many, half a tile, so that there are two programs for each processor

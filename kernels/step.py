@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .checks import (
+from .launch import (
     DTYPES,
     check_on_gpu,
     check_positions,

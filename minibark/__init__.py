@@ -3,6 +3,7 @@
 from ._version import __version__
 from .audio import save_audio
 from .bark import Bark
+from .checkpoint.saving import convert
 from .config import (
     BarkConfig,
     CheckpointError,
@@ -13,7 +14,6 @@ from .config import (
 )
 from .tokenizer import Tokenizer
 from .voice import Voice, VoiceError
-from .weights import convert
 
 SAMPLE_RATE = 24_000
 """Samples per second of every released Bark, Hz."""

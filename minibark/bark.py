@@ -15,19 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .backend import choose_backend, describe_backend
+from .checkpoint.layouts import open_checkpoint
+from .checkpoint.shapes import new_module
+from .checkpoint.voices import Voices
 from .coarse import generate_coarse
 from .config import BarkConfig
+from .cpu.reduce import lay_out, reduce, warn_if_slow
 from .decoding import CachedDecoder, Decoder
 from .fine import generate_fine
-from .graph import GraphDecoder, GraphFine
+from .gpu.backend import choose_backend, describe_backend
+from .gpu.decoder import GraphDecoder, GraphFine
 from .model import GPT, FineGPT
-from .precision import FLOATS, check_precision, is_reduced, lay_out, reduce, warn_if_slow
+from .precision import FLOATS, check_precision, is_reduced
 from .sampling import OnStep, Sampling
 from .semantic import generate_semantic, semantic_prompt
 from .tokenizer import Tokenizer
-from .voice import Voice, VoiceError, Voices
-from .weights import new_module, open_checkpoint
+from .voice import Voice, VoiceError
 
 VoiceLike = Voice | str | os.PathLike[str] | Mapping[str, Any] | None
 """A voice by name or `.npz` path, as a `Voice`, as Suno's dictionary, or None for none."""
@@ -505,7 +508,12 @@ class Bark:
             torch.manual_seed(self._seed)
             module = new_module(stage, self.config)
         if isinstance(module, (GPT, FineGPT)) and is_reduced(self.precision, self.device):
-            reduce(module, module.state_dict(), self.precision, self.device)
+            if self.device.type == "cpu":
+                reduce(module, module.state_dict(), self.precision)
+            else:
+                from .gpu.int8 import reduce_to_int8_weights
+
+                reduce_to_int8_weights(module, module.state_dict())
         elif stage != "codec":
             module = module.to(FLOATS[self.precision])
         return module.eval().requires_grad_(False)

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import GenerationConfig
-from .decoding import CachedDecoder, Decoder, choose_tokens
+from .decoding import CachedDecoder, Decoder, RandomStreams, choose_tokens
 from .model import GPT
-from .sampling import OnStep, RandomStreams, Sampling, check_finite
+from .sampling import OnStep, Sampling, check_finite
 from .voice import Voice
 
 # The reference forgets the last ids of a voice "for time alignment (sounds better)"; they are one

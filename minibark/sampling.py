@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -91,72 +91,6 @@ def draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
 def choose(probs: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
     """The token of each distribution: the likeliest if greedy, else a draw. (..., V) -> (...)."""
     return probs.argmax(-1) if sampling.greedy else draw(probs, generator)
-
-
-class RandomStreams:
-    """The random streams of a batch's rows.
-
-    A row draws from its own stream only, and only while it needs a token, so that it gets what it
-    gets alone. Draws can be made ahead of the steps that use them; what turns out not to be needed
-    is given back.
-
-    Attributes:
-        shared: whether rows draw from one stream by turns, so that nothing can be given back.
-    """
-
-    def __init__(self, generators: Sequence[torch.Generator | None], device: torch.device) -> None:
-        """One stream per row; None is torch's own on that device."""
-        self._generators = [_own_stream(device) if g is None else g for g in generators]
-        self.shared = len({id(g) for g in self._generators}) < len(self._generators)
-        self._before: list[Tensor] = []
-        self._made = (0, 0)  # draws ahead, and numbers in each
-
-    def choose(self, probs: Tensor, sampling: Sampling, active: Sequence[bool]) -> Tensor:
-        """The tokens (B,) of distributions (B, V); 0 for a row that is not active."""
-        rows = [
-            choose(probs[row], sampling, generator)
-            if active[row]
-            else torch.zeros((), dtype=torch.int64, device=probs.device)
-            for row, generator in enumerate(self._generators)
-        ]
-        return torch.stack(rows)
-
-    def start_ahead(self, n_steps: int, n_numbers: int) -> None:
-        """Note where the streams are, before `draw_next` is called for so many steps."""
-        self._before = [generator.get_state() for generator in self._generators]
-        self._made = (n_steps, n_numbers)
-
-    def draw_next(self, noise: Tensor, active: Sequence[bool]) -> None:
-        """Fill noise (B, V) with what `draw` would divide by in the next step.
-
-        Where a row is not active nothing is drawn and the noise is 1.
-        """
-        for row, generator in enumerate(self._generators):
-            if active[row]:
-                noise[row].exponential_(generator=generator)
-            else:
-                noise[row].fill_(1)
-
-    def give_back(self, row: int, n_draws: int) -> None:
-        """Undo the last draws that were made ahead for one row."""
-        if not n_draws or not self._before:
-            return
-        assert not self.shared
-        generator, (n_made, n_numbers) = self._generators[row], self._made
-        generator.set_state(self._before[row])
-        again = torch.empty(n_numbers, device=generator.device)
-        for _ in range(n_made - n_draws):
-            again.exponential_(generator=generator)
-
-
-def _own_stream(device: torch.device) -> torch.Generator:
-    """The stream that torch itself draws from on a device."""
-    if device.type == "cuda":
-        current = torch.cuda.current_device()  # which also makes the streams
-        return torch.cuda.default_generators[current if device.index is None else device.index]
-    if device.type == "mps":
-        return torch.mps._get_default_mps_generator()
-    return torch.default_generator
 
 
 def check_finite(logits: Tensor, stage: str) -> None:

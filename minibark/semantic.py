@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import GenerationConfig
-from .decoding import CachedDecoder, Decoder, choose_tokens
+from .decoding import CachedDecoder, Decoder, RandomStreams, choose_tokens
 from .model import GPT
-from .sampling import OnStep, RandomStreams, Sampling, check_finite
+from .sampling import OnStep, Sampling, check_finite
 
 # Steps after which the end is looked for, where a decoder can take many at once.
 END_TEST_STEPS = 16

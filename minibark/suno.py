@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .bark import Bark
-from .progress import Bars
+from .commands.bars import Bars
 from .voice import Voice, VoiceError
 
 SAMPLE_RATE = 24_000

@@ -6,11 +6,10 @@ An output of Bark, from a fifth of a second on, is a valid voice. The file forma
 
 from __future__ import annotations
 
-import difflib
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,10 +20,12 @@ from numpy.lib import format as npy_format
 from torch import Tensor
 
 from .config import GenerationConfig
-from .files import inside, naming, read_json, replacing
+from .files import naming, replacing
 
 _PARTS = ("semantic", "coarse", "fine")
+
 _MAX_BYTES = 1 << 26
+
 _MAX_ELEMENTS = 1 << 22
 
 
@@ -156,79 +157,6 @@ class Voice:
         np.savez(buffer, **self.to_arrays())  # type: ignore[arg-type]
         with replacing(path) as part:
             part.write_bytes(buffer.getvalue())
-
-
-class Voices:
-    """The voices that come with a checkpoint, by name; files are fetched when a voice is used."""
-
-    def __init__(
-        self, files: Mapping[str, Mapping[str, str]], fetch: Callable[[str], Path]
-    ) -> None:
-        self._files = dict(files)
-        self._fetch = fetch
-
-    @classmethod
-    def from_directory(cls, root: str | os.PathLike[str]) -> Voices:
-        """All `.npz` files under a directory, named by their path without the suffix."""
-        base = Path(root)
-        names = [path.relative_to(base) for path in sorted(base.rglob("*.npz"))]
-        files = {name.with_suffix("").as_posix(): {"": name.as_posix()} for name in names}
-        return cls(files, lambda name: base / name)
-
-    @classmethod
-    def from_index(cls, index: Path, fetch: Callable[[str], Path]) -> Voices:
-        """The voices of a Hugging Face `speaker_embeddings_path.json`.
-
-        Args:
-            index: the file: name -> {"semantic_prompt": path, "coarse_prompt": path, ...}.
-            fetch: gives the local file for a path of the index.
-
-        Raises:
-            CheckpointError: not JSON, or a path that leaves the checkpoint's folder.
-            VoiceError: an entry without the three paths.
-        """
-        entries = read_json(index)
-        if not isinstance(entries, dict):
-            raise VoiceError(f"{index} must hold a JSON object of voices")
-        files = {}
-        for name, entry in entries.items():
-            if name == "repo_or_path":
-                continue
-            if not isinstance(entry, dict) or not {f"{part}_prompt" for part in _PARTS} <= set(
-                entry
-            ):
-                raise VoiceError(f"{index}: voice {name!r:.80} lacks one of its three arrays")
-            files[name] = {part: inside(entry[f"{part}_prompt"], str(index)) for part in _PARTS}
-        return cls(files, fetch)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._files))
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._files
-
-    def load(self, name: str) -> Voice:
-        """The voice of that name.
-
-        Raises:
-            VoiceError: no such name (near ones are suggested), or its files are not a voice.
-            FileNotFoundError: the index names a file that is not there.
-        """
-        if name not in self._files:
-            near = difflib.get_close_matches(name, self._files, n=3, cutoff=0.5)
-            hint = f"; near names: {', '.join(near)}" if near else ""
-            have = (
-                f"has {len(self)} voices ('minibark voices' lists them)"
-                if self._files
-                else ("comes with no voices")
-            )
-            raise VoiceError(
-                f"no voice {name!r}: this checkpoint {have}{hint}. A path to an .npz file works too"
-            )
-        return Voice._load({part: self._fetch(path) for part, path in self._files[name].items()})
 
 
 def _read_npy(file: BinaryIO) -> np.ndarray[Any, Any]:

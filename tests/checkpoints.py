@@ -19,10 +19,10 @@ import oracles
 import torch
 from torch import Tensor, nn
 
+from minibark.checkpoint.layouts import Checkpoint
 from minibark.config import BarkConfig, CodecConfig, FineGPTConfig, GenerationConfig, GPTConfig
 from minibark.tokenizer import Tokenizer
 from minibark.voice import Voice
-from minibark.weights import Checkpoint
 
 NARROW = {"n_layer": 2, "n_head": 2, "n_embd": 32}
 HF_NARROW = {"num_layers": 2, "num_heads": 2, "hidden_size": 32}

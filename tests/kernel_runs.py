@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from minibark.kernels.attention import _attention_kernel
-from minibark.kernels.checks import interpreted
+from minibark.kernels.launch import interpreted
 
 LENGTHS = (1, 63, 64, 257, 887, 1023, 1024)
 T_MAX = 1024

@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minibark.checkpoint.shapes import new_module
 from minibark.config import BarkConfig, GPTConfig, preset
 from minibark.model import GPT, FineGPT
 from minibark.sampling import Sampling
 from minibark.tokenizer import Tokenizer
 from minibark.voice import Voice
-from minibark.weights import new_module
 
 CONFIG = preset("random")
 GENERATION = CONFIG.generation

@@ -18,7 +18,8 @@ from transformers import BertTokenizer
 
 from minibark import Bark, Voice
 from minibark.bark import GenerateOptions
-from minibark.codec import CodecDecoder, codec_state_dict
+from minibark.checkpoint.names import codec_state_dict
+from minibark.codec import CodecDecoder
 from minibark.config import CodecConfig
 
 TEXT = "Hello, my name is Suno. [laughs]"

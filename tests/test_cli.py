@@ -13,10 +13,12 @@ import soundfile
 import torch
 
 import minibark
-from minibark.cli import main
+from minibark.checkpoint.layouts import Checkpoint
+from minibark.checkpoint.saving import save_checkpoint
+from minibark.checkpoint.shapes import new_module
+from minibark.checkpoint.voices import Voices
+from minibark.commands.main import main
 from minibark.config import STAGES, preset
-from minibark.voice import Voices
-from minibark.weights import Checkpoint, new_module, save_checkpoint
 
 QUICK = ["--max-duration", "0.3", "--seed", "1"]
 
@@ -280,7 +282,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(model, tmp_path):
     code = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from minibark.cli import main\n"
+        "from minibark.commands.main import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
         "sys.exit(main(sys.argv[1:]))"
     )

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from minibark.codec import CodecDecoder, codec_state_dict, fold_weight_norm
+from minibark.checkpoint.names import codec_state_dict, fold_weight_norm
+from minibark.codec import CodecDecoder
 from minibark.config import CodecConfig
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared/data/reference/encodec_24khz.json"

@@ -7,6 +7,7 @@ import math
 import checkpoints as made
 import pytest
 
+from minibark.checkpoint.schema import config_from_dict, config_from_hf, from_fields
 from minibark.config import (
     BarkConfig,
     CheckpointError,
@@ -14,7 +15,6 @@ from minibark.config import (
     FineGPTConfig,
     GenerationConfig,
     GPTConfig,
-    from_fields,
     preset,
 )
 
@@ -42,7 +42,7 @@ def tiny_config() -> dict:
 
 
 def test_defaults_are_transformers_defaults():
-    config = BarkConfig.from_hf(transformers_config(), made.hf_generation(GenerationConfig()))
+    config = config_from_hf(transformers_config(), made.hf_generation(GenerationConfig()))
     ours = BarkConfig()
     assert config.generation == ours.generation
     assert config.codec == ours.codec
@@ -54,9 +54,9 @@ def test_transformers_own_generation_config_is_the_default():
     from transformers.models.bark.generation_configuration_bark import BarkGenerationConfig
 
     generation = json.loads(json.dumps(BarkGenerationConfig().to_dict()))
-    config = BarkConfig.from_hf(transformers_config(bias=False), generation)
+    config = config_from_hf(transformers_config(bias=False), generation)
     assert config == BarkConfig()
-    assert config == BarkConfig.from_hf(transformers_config(bias=False), None)
+    assert config == config_from_hf(transformers_config(bias=False), None)
 
 
 def test_a_codecs_defaults_are_transformers_encodecs():
@@ -117,7 +117,7 @@ def test_presets():
 
 
 def test_changed_generation_constants_arrive():
-    assert BarkConfig.from_hf(tiny_config(), made.hf_generation(made.TINY.generation)) == made.TINY
+    assert config_from_hf(tiny_config(), made.hf_generation(made.TINY.generation)) == made.TINY
     changed = {
         field.name
         for field in dataclasses.fields(GenerationConfig)
@@ -133,28 +133,28 @@ def test_each_generation_constant_is_read_from_its_section():
         assert generation[section]["max_new_tokens"] is None  # as in the released file
         generation[section] |= {"max_new_tokens": 999, "eos_token_id": 999}
     generation |= {"max_new_tokens": 999, "eos_token_id": None}
-    assert BarkConfig.from_hf(tiny_config(), generation) == made.TINY
+    assert config_from_hf(tiny_config(), generation) == made.TINY
 
 
 def test_flat_and_partial_generation_configs():
     expected = dataclasses.replace(GenerationConfig(), sliding_window_len=40)
     flat = {"sliding_window_len": 40, "semantic_config": None, "temperature": 1.0}
-    assert BarkConfig.from_hf(transformers_config(), flat).generation == expected
+    assert config_from_hf(transformers_config(), flat).generation == expected
     nulls = {"max_new_tokens": None, "eos_token_id": None, "codebook_size": None}
     partial = flat | {"semantic_config": nulls, "fine_acoustics_config": {}}
-    assert BarkConfig.from_hf(transformers_config(), partial).generation == expected
+    assert config_from_hf(transformers_config(), partial).generation == expected
 
 
 def test_silent_sections_have_transformers_defaults():
     """An older file may leave out what its class has as default."""
     sections = {name: dict(sizes) for name, sizes in VOCABULARIES.items()} | {"codec_config": {}}
-    config = BarkConfig.from_hf(sections, None)
-    assert config == BarkConfig.from_hf(transformers_config(), None)
+    config = config_from_hf(sections, None)
+    assert config == config_from_hf(transformers_config(), None)
     assert config.semantic.bias
     assert config.semantic.output_vocab_size == 10_048
     del sections["fine_acoustics_config"]["input_vocab_size"]
     with pytest.raises(CheckpointError, match=r"input_vocab_size \(10048\)"):
-        BarkConfig.from_hf(sections, None)
+        config_from_hf(sections, None)
 
 
 @pytest.mark.parametrize(
@@ -173,19 +173,19 @@ def test_an_encodec_that_is_built_otherwise_is_refused(field, value):
     config = tiny_config()
     config["codec_config"][field] = value
     with pytest.raises(CheckpointError, match=field):
-        BarkConfig.from_hf(config, made.hf_generation(made.TINY.generation))
+        config_from_hf(config, made.hf_generation(made.TINY.generation))
 
 
 @pytest.mark.parametrize("config", [None, [], "x", 3, {}, {"model_type": "bert"}, {"a": [[]] * 99}])
 def test_a_config_of_no_bark(config):
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        BarkConfig.from_hf(config, None)
+        config_from_hf(config, None)
 
 
 @pytest.mark.parametrize("generation", [[], "x", 3, {"semantic_config": [1]}])
 def test_a_generation_config_of_no_bark(generation):
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
-        BarkConfig.from_hf(tiny_config(), generation)
+        config_from_hf(tiny_config(), generation)
 
 
 # ---- our file ----
@@ -193,8 +193,8 @@ def test_a_generation_config_of_no_bark(generation):
 
 @pytest.mark.parametrize("config", [made.TINY, preset("small"), preset("large")])
 def test_round_trip_through_json(config):
-    assert BarkConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert BarkConfig.from_dict(config.to_dict()) == config
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config_from_dict(config.to_dict()) == config
 
 
 def test_every_field_counts_in_the_round_trip():
@@ -203,11 +203,11 @@ def test_every_field_counts_in_the_round_trip():
         for field in fields:
             rest = {name: value for name, value in fields.items() if name != field}
             with pytest.raises(CheckpointError, match=field):
-                BarkConfig.from_dict(whole | {section: rest})
+                config_from_dict(whole | {section: rest})
             with pytest.raises(CheckpointError, match=rf"{section}.*extra"):
-                BarkConfig.from_dict(whole | {section: fields | {"extra": 1}})
+                config_from_dict(whole | {section: fields | {"extra": 1}})
         with pytest.raises(CheckpointError, match="sections"):
-            BarkConfig.from_dict({name: whole[name] for name in whole if name != section})
+            config_from_dict({name: whole[name] for name in whole if name != section})
 
 
 def test_configs_are_frozen():

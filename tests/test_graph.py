@@ -20,16 +20,16 @@ from random_bark import GENERATION, assert_same_tokens, random_gpt, random_voice
 from torch import Tensor
 
 from minibark import Bark
-from minibark.backend import BackendError, choose_backend
+from minibark.checkpoint.rows import quantize_rows
 from minibark.coarse import generate_coarse
 from minibark.config import BarkConfig, FineGPTConfig, GPTConfig, preset
-from minibark.decoding import CachedDecoder
-from minibark.graph import AHEAD, GraphDecoder, GraphFine
-from minibark.int8 import Int8Weight, quantize_rows
+from minibark.decoding import CachedDecoder, RandomStreams
+from minibark.gpu.backend import BackendError, choose_backend
+from minibark.gpu.cudagraph import Recorder, Recordings
+from minibark.gpu.decoder import AHEAD, GraphDecoder, GraphFine
+from minibark.gpu.int8 import Int8Weight, reduce_to_int8_weights
 from minibark.model import GPT, FineGPT
-from minibark.precision import reduce
-from minibark.recording import Recorder, Recordings
-from minibark.sampling import RandomStreams, Sampling
+from minibark.sampling import Sampling
 from minibark.semantic import END_TEST_STEPS, generate_semantic, semantic_prompt
 
 CPU = torch.device("cpu")
@@ -370,7 +370,7 @@ def test_an_int8_model_for_a_gpu_has_int8_layers_and_the_rest_in_bfloat16(bias):
     tokens = torch.randint(90, (1, 40))
     before = model(tokens)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    reduce(model, state, "int8", torch.device("cuda"))
+    reduce_to_int8_weights(model, state)
     kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     matrices = {name for name, kind in kinds.items() if kind == torch.int8}
     assert matrices == {
@@ -431,7 +431,7 @@ def test_fused_steps_give_the_tokens_of_the_loop(interpreter, n_rows, bias, samp
 
 
 def check_fused_attention(n_embd: int, wanted: list[tuple[int, int]]) -> None:
-    from minibark import fused
+    from minibark.gpu import fused
 
     launched: list[tuple[int, int]] = []
     kernel = fused.attention
@@ -475,7 +475,7 @@ def test_attention_where_it_is_faster(interpreter, n_embd, wanted):
 def check_fused_reduced(kind: str, n_rows: int) -> None:
     model = random_gpt(SMALL)
     if kind == "int8":
-        reduce(model, dict(model.state_dict()), "int8", torch.device("cuda"))
+        reduce_to_int8_weights(model, dict(model.state_dict()))
     else:
         model = model.to(getattr(torch, kind))
     ids, logits = small_prompts(n_rows), []

@@ -21,11 +21,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from minibark import BarkConfig, CheckpointError, Voice, VoiceError, convert
+from minibark import CheckpointError, Voice, VoiceError, convert
+from minibark.checkpoint.layouts import open_checkpoint
+from minibark.checkpoint.schema import config_from_dict, config_from_hf
+from minibark.checkpoint.tensors import read_pickle, read_safetensors
+from minibark.checkpoint.voices import Voices
 from minibark.config import STAGES, GenerationConfig
-from minibark.files import read_pickle, read_safetensors
-from minibark.voice import Voices
-from minibark.weights import open_checkpoint
 
 NAMED = (VoiceError, CheckpointError, FileNotFoundError, ValueError)
 CONFIG = GenerationConfig()
@@ -233,11 +234,11 @@ def test_configurations(file, hf, ours, tmp_path):
                 del section[name]
     if file == "ours":
         document = json.loads((ours / "config.json").read_text())["config"]
-        reader = BarkConfig.from_dict
+        reader = config_from_dict
     elif file == "config.json":
-        document, reader = config, lambda damaged: BarkConfig.from_hf(damaged, generation)
+        document, reader = config, lambda damaged: config_from_hf(damaged, generation)
     else:
-        document, reader = generation, lambda damaged: BarkConfig.from_hf(config, damaged)
+        document, reader = generation, lambda damaged: config_from_hf(config, damaged)
     assert reader(document) == made.TINY
     ends: Counter[str] = Counter()
     for case in range(1500):

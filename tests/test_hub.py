@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from minibark.weights import CODEC_REPO, VOCAB_REPO
+from minibark.checkpoint.layouts import CODEC_REPO, VOCAB_REPO
 
 REPO = "suno/bark-small"
 TOKEN = "hf_a_secret_of_this_test"

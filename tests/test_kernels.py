@@ -35,8 +35,8 @@ from kernel_runs import (
 
 from minibark import ops
 from minibark.kernels import attention as attention_file
-from minibark.kernels import checks
 from minibark.kernels import decode_attention as decode_file
+from minibark.kernels import launch
 from minibark.kernels.attention import attention, attention_ref
 from minibark.kernels.decode_attention import (
     MAX_SPLITS,
@@ -364,7 +364,7 @@ def test_kernels_compile_for_nvidia(monkeypatch, tmp_path, dtype, capability, on
     constants = {"D": 64, "BLOCK_D": 64, "CAUSAL": not ones, "BLOCK_Q": block_q}
     constants |= {"BLOCK_T": decode_file.TILE_SIZE // 64, "BLOCK_SPLITS": 1 if ones else 16}
     constants |= dict.fromkeys(ones, 1)
-    constants |= {"PDL": capability >= 90 and checks.has_dependent_launch(), "EARLY": False}
+    constants |= {"PDL": capability >= 90 and launch.has_dependent_launch(), "EARLY": False}
     for kernel, block, warps in (
         (attention_file._attention_kernel, block_k, num_warps),
         (decode_file._decode_attention_kernel, None, 4),
@@ -380,7 +380,7 @@ def test_kernels_compile_for_nvidia(monkeypatch, tmp_path, dtype, capability, on
 def test_old_positions_are_asked_for_before_the_wait(monkeypatch, tmp_path, dtype):
     """A length, and a whole tile of keys and of values; q and the newest position come after."""
     skip_unless_native()
-    if not checks.has_dependent_launch():
+    if not launch.has_dependent_launch():
         pytest.skip("this Triton has no dependent launch")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kinds = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), POINTERS[dtype])

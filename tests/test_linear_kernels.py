@@ -38,11 +38,11 @@ from kernel_runs import (
 )
 from triton.compiler import CompiledKernel
 
+from minibark.checkpoint.rows import quantize_rows
 from minibark.config import GPTConfig
-from minibark.fused import _layer
-from minibark.int8 import quantize_rows
-from minibark.kernels import checks
+from minibark.gpu.fused import _layer
 from minibark.kernels import decode_attention as decode_file
+from minibark.kernels import launch
 from minibark.kernels import linear as linear_file
 from minibark.kernels.decode_attention import Splits, decode_attention_ref, decode_attention_splits
 from minibark.kernels.layer import Layer, decode_layer, decode_layer_ref
@@ -537,7 +537,7 @@ def compile_linear(
     constants |= {"K": n_in, "H": n_embd // 64, "T": T_MAX, "D": 64}
     constants |= {"NORM_BIAS": bias, "BIAS": bias, "INT8": dtype == INT8}
     constants |= {"BLOCK_N": block_n, "BLOCK_K": block_k}
-    constants["PDL"] = capability >= 90 and checks.has_dependent_launch()
+    constants["PDL"] = capability >= 90 and launch.has_dependent_launch()
     if kernel is linear_file._batched_linear_kernel:
         constants |= {"BLOCK_N": linear_file.BATCH_BLOCK_N, "BLOCK_K": linear_file.BATCH_BLOCK_K}
         constants["ROWS"] = linear_file.ROWS
@@ -572,7 +572,7 @@ def test_one_row_kernels_compile(monkeypatch, tmp_path, capability, n_embd, dtyp
         assert_nothing_is_spilled(compiled, tmp_path / "cubin")
         if product == "out":  # x is not moved between threads: only the sum along k is
             assert compiled.asm["ptx"].count("bar.sync") <= 4
-        if capability >= 90 and checks.has_dependent_launch():
+        if capability >= 90 and launch.has_dependent_launch():
             loads = Counter(loads_before_the_wait(compiled))
             n_threads, n_bytes = 4 * 32, 16
             block_n, block_k = choose_tile(n_out, n_in)
@@ -601,7 +601,7 @@ def test_batched_kernels_compile(monkeypatch, tmp_path, capability, n_embd, dtyp
         assert_nothing_is_spilled(compiled, tmp_path / "cubin")
         if dtype != F32:
             assert re.search(r"\bw?g?mma\S*sync", compiled.asm["ptx"])  # tensor cores
-        if capability >= 90 and checks.has_dependent_launch():
+        if capability >= 90 and launch.has_dependent_launch():
             assert set(loads_before_the_wait(compiled)) <= {"ld.global.b32"}  # int8's scale
 
 
@@ -679,7 +679,7 @@ def test_two_hundred_replays_give_the_same_bits(n_rows, n_head):
 @pytest.mark.parametrize("n_rows", [1, 3])
 def test_dependent_launch_changes_no_bits(monkeypatch, n_rows):
     device = gpu()
-    if not checks.dependent_launch(device)["PDL"]:
+    if not launch.dependent_launch(device)["PDL"]:
         pytest.skip("no dependent launch here")
     ahead = Recorded(device, n_rows, 12, BF16, 12)
     for module in (linear_file, decode_file):

@@ -9,12 +9,14 @@ import torch
 from random_bark import random_gpt, suno_twin
 from torch import Tensor
 
-from minibark import ops, rowsum
+from minibark import ops
+from minibark.checkpoint.layouts import open_checkpoint
+from minibark.checkpoint.names import hf_state
 from minibark.config import FineGPTConfig, GPTConfig
+from minibark.cpu import cache as rowsum
+from minibark.cpu.cache import RowSumKVCache
 from minibark.decoding import CachedDecoder, UncachedDecoder
 from minibark.model import GPT, FineGPT, KVCache
-from minibark.rowsum import RowSumKVCache
-from minibark.weights import _hf_state, open_checkpoint
 
 ALL = slice(None)
 SHAPE = {"n_layer": 3, "n_head": 2, "n_embd": 32}
@@ -75,7 +77,7 @@ def hf_twin(model: GPT | FineGPT, name: str) -> torch.nn.Module:
     for parameter_name, parameter in twin.named_parameters():
         if "layernorm" in parameter_name and parameter_name.endswith("weight"):
             parameter += 1
-    model.load_state_dict(_hf_state(name.lower(), twin.state_dict(), None, name), strict=True)
+    model.load_state_dict(hf_state(name.lower(), twin.state_dict(), None, name), strict=True)
     return twin
 
 

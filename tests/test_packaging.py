@@ -13,9 +13,11 @@ import checkpoints as made
 import pytest
 
 import minibark
+from minibark.checkpoint.layouts import Checkpoint
+from minibark.checkpoint.saving import save_checkpoint
+from minibark.checkpoint.shapes import new_module
+from minibark.checkpoint.voices import Voices
 from minibark.config import STAGES
-from minibark.voice import Voices
-from minibark.weights import Checkpoint, new_module, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,12 +123,12 @@ DRIVER = """
 import contextlib, io, json, sys
 site, commands = sys.argv[1], json.loads(sys.argv[2])
 sys.path.insert(0, site)
-from minibark import cli
-assert cli.__file__.startswith(site)
+from minibark.commands import main
+assert main.__file__.startswith(site)
 for command in commands:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = cli.main(command)
+        code = main.main(command)
     print(json.dumps([code, said.getvalue()]))
 """
 

@@ -13,21 +13,19 @@ import torch
 import torch.nn.functional as F
 
 import minibark
-from minibark import cpu, int4, ops
-from minibark import precision as room
+from minibark import ops
+from minibark.checkpoint.rows import dequantize_rows, quantize_rows
 from minibark.config import FineGPTConfig, GPTConfig, preset
+from minibark.cpu import abilities as cpu
+from minibark.cpu import int4
+from minibark.cpu import reduce as room
+from minibark.cpu.float16 import Embedding16, Linear16
+from minibark.cpu.int4 import Int4Embedding, Int4Linear, dequantize_groups, quantize_groups
+from minibark.cpu.int8 import Int8Embedding, Int8Linear, Int8ManyRows, multiply_int8
+from minibark.cpu.reduce import reduce
 from minibark.decoding import CachedDecoder, UncachedDecoder
-from minibark.int4 import Int4Embedding, Int4Linear, dequantize_groups, quantize_groups
-from minibark.int8 import (
-    Int8Embedding,
-    Int8Linear,
-    Int8ManyRows,
-    dequantize_rows,
-    multiply_int8,
-    quantize_rows,
-)
 from minibark.model import GPT, FineGPT
-from minibark.precision import Embedding16, Linear16, reduce
+from minibark.precision import PRECISIONS
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64}
 REDUCED = ("float16", "bfloat16", "int8", "int4")
@@ -442,7 +440,7 @@ def test_memory_that_is_free_goes_back_to_the_system():
     script = """
 import resource
 import torch
-from minibark.cpu import give_memory_back
+from minibark.cpu.abilities import give_memory_back
 def held():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1])
@@ -458,7 +456,7 @@ print((before - held()) * resource.getpagesize())
 
 
 def test_paths_are_told_in_words(product):
-    told = {precision: room.describe_paths(precision) for precision in room.PRECISIONS}
+    told = {precision: room.describe_paths(precision) for precision in PRECISIONS}
     assert len(set(told.values())) == len(told)
     assert ("expanded" in told["int4"]) == (product == "plain")
     assert ("expanded" in told["int8"]) == (product == "plain")

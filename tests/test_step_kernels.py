@@ -21,7 +21,7 @@ from kernel_runs import (
     skip_unless_native,
 )
 
-from minibark.kernels import checks
+from minibark.kernels import launch
 from minibark.kernels import step as step_file
 from minibark.kernels.step import choose_tokens, choose_tokens_ref, embed_tokens, embed_tokens_ref
 
@@ -181,7 +181,7 @@ def test_choose_compiles(monkeypatch, tmp_path, noise, block_v, num_warps, capab
     kinds = dict.fromkeys(("logits_ptr", "noise_ptr", "last_p_ptr"), "*fp32")
     kinds |= dict.fromkeys(("index_ptr", "token_ptr", "tokens_ptr"), "*i64")
     kinds |= {"temperature": "fp32"}
-    pdl = capability >= 90 and checks.has_dependent_launch()
+    pdl = capability >= 90 and launch.has_dependent_launch()
     constants = {"NOISE": noise, "BLOCK_V": block_v, "PDL": pdl}
     compiled = compile_for_nvidia(
         step_file._choose_kernel, kinds, constants, capability, num_warps, 3

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from minibark import Bark, CheckpointError, Voice, VoiceError
+from minibark.checkpoint.voices import Voices
 from minibark.config import GenerationConfig, preset
-from minibark.voice import Voices
 
 CONFIG = GenerationConfig()
 PARTS = ("semantic_prompt", "coarse_prompt", "fine_prompt")

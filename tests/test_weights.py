@@ -15,13 +15,19 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minibark import Bark, BarkConfig, CheckpointError, Tokenizer, convert, cpu
+from minibark import Bark, BarkConfig, CheckpointError, Tokenizer, convert
+from minibark.checkpoint.layouts import Checkpoint, open_checkpoint
+from minibark.checkpoint.rows import quantize_rows
+from minibark.checkpoint.saving import save_checkpoint
+from minibark.checkpoint.schema import config_from_dict
+from minibark.checkpoint.shapes import new_module
+from minibark.checkpoint.tensors import read_pickle
+from minibark.checkpoint.voices import Voices
 from minibark.config import STAGES, preset
-from minibark.files import read_pickle
-from minibark.int8 import Int8Embedding, Int8Linear, quantize_rows
+from minibark.cpu import abilities as cpu
+from minibark.cpu.int8 import Int8Embedding, Int8Linear
 from minibark.precision import PRECISIONS
-from minibark.voice import Voice, Voices
-from minibark.weights import Checkpoint, new_module, open_checkpoint, save_checkpoint
+from minibark.voice import Voice
 
 MAPS = Path("/proc/self/maps")
 ONE = torch.ones(1)
@@ -358,7 +364,7 @@ def test_converted_files_are_what_the_readme_says(ours):
         assert file.metadata() == {"format": "pt"}
     document = json.loads((ours / "config.json").read_text())
     assert document["format"] == "minibark"
-    assert BarkConfig.from_dict(document["config"]) == made.TINY
+    assert config_from_dict(document["config"]) == made.TINY
 
 
 # ---- ours, in int8 ----
@@ -700,7 +706,7 @@ LOAD = """
 import re, sys, torch
 from pathlib import Path
 from minibark.config import STAGES
-from minibark.weights import open_checkpoint
+from minibark.checkpoint.layouts import open_checkpoint
 def peak_bytes():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 torch.zeros(1)

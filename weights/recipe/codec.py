@@ -28,9 +28,9 @@ from tiny import VOICES, Data, tiny_config, work_argument
 from torch import Tensor, nn
 from training import Batch, Losses, train, training_arguments
 
+from minibark.checkpoint.layouts import open_checkpoint
 from minibark.codec import CodecDecoder
 from minibark.config import CodecConfig
-from minibark.weights import open_checkpoint
 
 CROP = 9_600  # samples: 0.4 s, 30 frames
 N_WARM = 250  # steps without the quantizer

@@ -21,10 +21,12 @@ from tiny import SPEEDS, USUAL_SPEED, VOICES, Data, work_argument
 from torch import Tensor
 from training import load_averaged, start_from
 
+from minibark.checkpoint.layouts import Checkpoint
+from minibark.checkpoint.saving import convert, save_checkpoint
+from minibark.checkpoint.voices import Voices
 from minibark.coarse import n_coarse_steps
 from minibark.model import GPT, FineGPT
-from minibark.voice import Voice, Voices
-from minibark.weights import Checkpoint, convert, save_checkpoint
+from minibark.voice import Voice
 
 # The semantic head is made steeper, so that Bark's usual temperature of 0.7 draws as 0.4 would: a
 # small model's unlikely tokens are mistakes more often than variety.

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minibark.checkpoint.layouts import open_checkpoint
 from minibark.model import SelfAttention
-from minibark.weights import open_checkpoint
 
 Batch = tuple[Tensor, ...]
 Losses = dict[str, Tensor]  # "loss" is what is trained; the others are only logged

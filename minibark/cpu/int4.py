@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import cpu
+from . import abilities as cpu
 from .int8 import multiply_int8
 
 GROUP = 32  # columns that share a scale and a zero

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import reason
+from ..files import reason
 
 BUILT_IN = "tiny"
 KNOWN_MODELS = (BUILT_IN, "suno/bark-small", "suno/bark")
@@ -38,7 +38,7 @@ class Source:
     @property
     def path(self) -> Path:
         """The name as a path, `~` expanded; the built-in model's is in this package."""
-        own = Path(__file__).parent / BUILT_IN
+        own = Path(__file__).parents[1] / BUILT_IN
         return own if self.name == BUILT_IN else Path(os.path.expanduser(self.name))
 
     @property

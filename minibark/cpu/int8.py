@@ -1,7 +1,4 @@
-"""int8: w[n, k] ~ scale[n] * q[n, k], q in [-127, 127]; on a CPU, and as kept on a GPU.
-
-On a CPU products quantize their activations too, over the range that they have in that call.
-"""
+"""int8 on a CPU."""
 
 from __future__ import annotations
 
@@ -12,21 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import cpu
-
-FOR_INT8 = torch.bfloat16  # what is not int8 in an int8 model on a GPU
-
-
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix (N, K) as int8 (N, K) in [-127, 127] and one float32 scale (N,) per row."""
-    weight = weight.float()
-    scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12)
-    return (weight / scale[:, None]).round_().to(torch.int8), scale
-
-
-def dequantize_rows(q: Tensor, scale: Tensor) -> Tensor:
-    """The float32 rows (..., K) that int8 rows (..., K) and their scales (...) stand for."""
-    return q.float().mul_(scale[..., None])
+from ..checkpoint.rows import dequantize_rows
+from . import abilities as cpu
 
 
 class Int8Linear(nn.Module):
@@ -128,28 +112,6 @@ class Int8Embedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Look ids (...) up."""
         return dequantize_rows(self.weight[ids], self.scale[ids])
-
-
-class Int8Weight(nn.Module):
-    """A Linear whose int8 weights are expanded for each product: x (..., K) -> (..., N), x's dtype.
-
-    For GPUs, where one row goes through the kernels, which read the int8 weights themselves, and
-    the cost of expanding is small beside products of many rows.
-    """
-
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
-        """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
-        super().__init__()
-        self.weight: Tensor
-        self.scale: Tensor
-        self.bias: Tensor | None
-        self.register_buffer("weight", weight.clone())
-        self.register_buffer("scale", scale.clone())
-        self.register_buffer("bias", None if bias is None else bias.detach().to(FOR_INT8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply x (..., K)."""
-        return F.linear(x, dequantize_rows(self.weight, self.scale).to(x.dtype), self.bias)
 
 
 def _pack_int8(weight: Tensor, scale: Tensor, bias: Tensor | None) -> object:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..decoding import Decoder, RandomStreams
+from ..model import GPT, FineGPT, KVCache
+from ..sampling import OnStep, Sampling, probabilities
 from .backend import BackendError
-from .decoding import Decoder
-from .model import GPT, FineGPT, KVCache
-from .recording import Recorder, Recordings, make_room
-from .sampling import OnStep, RandomStreams, Sampling, probabilities
+from .cudagraph import Recorder, Recordings, make_room
 
 if TYPE_CHECKING:
     from .fused import FusedGPT
@@ -186,7 +186,7 @@ class GraphDecoder(Decoder):
         self.tokens = torch.zeros((AHEAD, n_rows), dtype=torch.int64, device=self.device)
         self.last_p = torch.zeros((AHEAD, n_rows), device=self.device)
         if self.backend == "triton" and self._fused is None:
-            from .fused import FusedGPT  # triton is asked for only where it is used
+            from .fused import FusedGPT
 
             self._fused = FusedGPT(self.model)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import ops
-from .kernels.attention import attention
-from .kernels.checks import interpreted
-from .kernels.layer import Layer, decode_layer
-from .kernels.linear import Matrix, Norm, _linear_kernel, norm_linear
-from .kernels.step import choose_tokens, embed_tokens
-from .model import GPT, Block, KVCache, Transformer
+from .. import ops
+from ..kernels.attention import attention
+from ..kernels.launch import interpreted
+from ..kernels.layer import Layer, decode_layer
+from ..kernels.linear import Matrix, Norm, _linear_kernel, norm_linear
+from ..kernels.step import choose_tokens, embed_tokens
+from ..model import GPT, Block, KVCache, Transformer
 
 # From how many queries of a head `kernels/attention.py` takes less time than torch's attention, by
 # whether it is causal. `benchmarks/gpu_report.py --only passes` measures it; until it has, nowhere.

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import GPTConfig
-from .model import GPT, KVCache
+from ..config import GPTConfig
+from ..model import GPT, KVCache
 
 CHUNK = 128  # positions in a row of keys
 LEAST_EMBD = 512  # channels; narrower caches are read in less time than the extra calls take

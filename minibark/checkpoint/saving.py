@@ -1,0 +1,107 @@
+"""Checkpoints in our own layout: written, and converted from any other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import CheckpointError
+from ..files import inside, replacing
+from ..precision import FLOATS, parse_precision
+from ..sampling import OnStep
+from .layouts import Checkpoint, open_checkpoint
+from .rows import SCALE, floats_state, int8_state
+from .tensors import State, save_safetensors
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    precision: str | None = None,
+    voices: Iterable[str] | None = None,
+    on_step: OnStep | None = None,
+    **options: Any,
+) -> None:
+    """Write a checkpoint of any layout as one directory in ours.
+
+    Args:
+        source: hub repository, directory or `"tiny"`.
+        destination: directory to make; it must not exist, or be empty.
+        precision: `"float32"`, `"float16"`, `"bfloat16"` or, for matrices only, `"int8"`, of all
+            stages but the codec; None keeps each tensor's.
+        voices: names of the voices to take along; None takes all.
+        on_step: told of progress.
+        **options: as for `open_checkpoint`.
+
+    Raises:
+        FileExistsError: the destination has files in it.
+        CheckpointError: the source is damaged, or its values do not fit the precision.
+        ValueError: a precision that is not stored.
+    """
+    target = Path(destination)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise FileExistsError(
+            f"{target} exists and is not empty; choose another or delete it first"
+        )
+    if precision is not None and parse_precision(precision) == "int4":
+        raise ValueError(
+            "int4 is made when a model is opened, not stored; convert to int8, or keep the "
+            "checkpoint as it is, and open it with precision 'int4'"
+        )
+    checkpoint = open_checkpoint(source, **options)
+    names = list(checkpoint.voices) if voices is None else list(voices)
+    states = {stage: _narrow(stage, state, precision) for stage, state in checkpoint.states.items()}
+    save_checkpoint(dataclasses.replace(checkpoint, states=states), target, names, on_step)
+
+
+def save_checkpoint(
+    checkpoint: Checkpoint,
+    directory: str | os.PathLike[str],
+    voices: Sequence[str] = (),
+    on_step: OnStep | None = None,
+) -> None:
+    """Write a checkpoint as a directory in our layout, whole or not at all.
+
+    Args:
+        checkpoint: what to write.
+        directory: where; it must not exist, or be empty.
+        voices: names of the voices to take along.
+        on_step: told of progress.
+    """
+    with replacing(directory) as part:
+        part.mkdir()
+        flat = {
+            f"{stage}.{name}": tensor.contiguous()
+            for stage, state in checkpoint.states.items()
+            for name, tensor in state.items()
+        }
+        save_safetensors(flat, part / "model.safetensors", {"format": "pt"})
+        document = {"format": "minibark", "version": 1, "config": checkpoint.config.to_dict()}
+        (part / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        checkpoint.tokenizer.save(part / "vocab.txt")
+        for done, name in enumerate(voices, start=1):
+            path = part / "voices" / f"{inside(name, 'the voice index')}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.voices.load(name).save(path)
+            if on_step:
+                on_step("voices", done, len(voices))
+
+
+def _narrow(stage: str, state: State, precision: str | None) -> State:
+    if precision is None or stage == "codec":
+        return state
+    narrowed = int8_state(state) if precision == "int8" else floats_state(state, FLOATS[precision])
+    for name, tensor in narrowed.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            name = name.removesuffix(SCALE)
+            raise CheckpointError(
+                f"{stage} {name} does not fit {precision}; use bfloat16 or float32"
+            )
+    return narrowed

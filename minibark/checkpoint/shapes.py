@@ -1,0 +1,87 @@
+"""What tensors a stage has: its module, and the check of a state against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..codec import CodecDecoder
+from ..config import BarkConfig, CheckpointError
+from ..model import GPT, FineGPT
+from .rows import SCALE
+from .tensors import State
+
+
+def new_module(stage: str, config: BarkConfig) -> nn.Module:
+    """The untrained module of a stage."""
+    return _module(stage, getattr(config, stage))
+
+
+def _module(stage: str, part: Any) -> nn.Module:
+    if stage == "codec":
+        return CodecDecoder(part)
+    return FineGPT(part) if stage == "fine" else GPT(part)
+
+
+class NoDraws(TorchFunctionMode):
+    """Leaves out the random values of new modules.
+
+    On the meta device torch makes them in Python, for which it imports 900 modules in a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
+
+
+def empty_module(stage: str, part: Any) -> nn.Module:
+    """The module of a stage on the meta device: shapes without values."""
+    with torch.device("meta"), NoDraws():
+        return _module(stage, part)
+
+
+def checked(stage: str, state: State, part: Any, where: Path, may_be_int8: bool = False) -> State:
+    """The state, if it is one of the stage with this configuration, int8 matrices with scales."""
+    expected = dict(empty_module(stage, part).state_dict())
+    int8 = [
+        name
+        for name, tensor in expected.items()
+        if may_be_int8 and tensor.ndim == 2 and name in state and state[name].dtype == torch.int8
+    ]
+    expected |= {f"{name}{SCALE}": expected[name][:, 0] for name in int8}
+    missing, extra = set(expected) - set(state), set(state) - set(expected)
+    if missing or extra:
+        texts = [f"lacks {some(missing)}"] * bool(missing) + [f"has unknown {some(extra)}"] * bool(
+            extra
+        )
+        raise CheckpointError(f"{where}: the {stage} model {' and '.join(texts)}")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{where}: {stage} {name} has shape {tuple(tensor.shape)}, its configuration asks "
+                f"for {tuple(expected[name].shape)}"
+            )
+        if not tensor.is_floating_point() and name not in int8:
+            raise CheckpointError(f"{where}: {stage} {name} holds {tensor.dtype}, not floats")
+    for name in int8:
+        scale = state[f"{name}{SCALE}"]
+        if scale.dtype != torch.float32 or not bool(((scale > 0) & scale.isfinite()).all()):
+            raise CheckpointError(
+                f"{where}: {stage} {name}{SCALE} must hold finite float32 numbers above 0"
+            )
+    return state
+
+
+def some(names: Iterable[str]) -> str:
+    """The first five names and how many more there are."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" * (len(ordered) > 5))

@@ -1,0 +1,79 @@
+"""What several commands share: the options that name a checkpoint, and what they say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def checkpoint_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of `open_checkpoint` that every command has."""
+    return {
+        "cache_dir": args.cache_dir,
+        "revision": args.revision,
+        "offline": args.offline,
+        "stages": dict(args.stage),
+        "voices_dir": args.voices_dir,
+    }
+
+
+def tell(line: str) -> None:
+    """Say one line on stderr."""
+    print("minibark:", " ".join(line.split()), file=sys.stderr)
+
+
+def _stage_option(text: str) -> tuple[str, str]:
+    stage, separator, place = text.partition("=")
+    if not separator or not place:
+        raise argparse.ArgumentTypeError(f"expected STAGE=PLACE, got {text!r}")
+    return stage, place
+
+
+def number(kind: Callable[[str], Any], least: float, most: float) -> Callable[[str], Any]:
+    """A converter for argparse that refuses what is out of range."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not in [{least:g}, {most:g}]")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it in "invalid float value"
+    return parse
+
+
+def checkpoint_parser() -> argparse.ArgumentParser:
+    """Options that every command has."""
+    parent = argparse.ArgumentParser(add_help=False)
+    group = parent.add_argument_group("where the checkpoint comes from")
+    group.add_argument("--cache-dir", metavar="DIR", help="for downloads and converted pickles")
+    group.add_argument("--revision", help="branch, tag or commit on the hub")
+    group.add_argument("--offline", action="store_true", help="never ask the hub")
+    group.add_argument("--voices-dir", metavar="DIR", help="folder of .npz voices to use instead")
+    group.add_argument(
+        "--stage",
+        action="append",
+        default=[],
+        type=_stage_option,
+        metavar="STAGE=PLACE",
+        help="take semantic, coarse, fine or codec from another repository, folder or .pt/.th file",
+    )
+    parent.add_argument("-q", "--quiet", action="store_true", help="no bars, no closing line")
+    return parent
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`."""
+    parser.add_argument(
+        "--model",
+        default="suno/bark-small",
+        help="hub repository or directory; 'tiny' ships with minibark, 'random' makes noise to try "
+        "the pipeline out; a directory of such a name is ./tiny (default: %(default)s)",
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser, choices: tuple[str, ...], default: str) -> None:
+    """Add `--precision`."""
+    parser.add_argument("--precision", choices=choices, help=f"default: {default}")

@@ -1,0 +1,34 @@
+"""`minibark voices`: list voices, or check one."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def run_voices(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """List voices, or check one."""
+    from ..checkpoint.layouts import open_voices
+    from ..config import GenerationConfig
+    from ..voice import Voice
+
+    name = args.name
+    if name is not None and name.endswith(".npz"):
+        voice, config = Voice.load(name), GenerationConfig()
+    else:
+        voices, config = open_voices(
+            args.model,
+            cache_dir=args.cache_dir,
+            revision=args.revision,
+            offline=args.offline,
+            voices_dir=args.voices_dir,
+        )
+        if name is None:
+            print("\n".join(voices) if len(voices) else f"{args.model} comes with no voices")
+            return
+        voice = voices.load(name)
+    voice.check(config)
+    n_semantic, n_frames = len(voice.semantic), voice.fine.shape[1]
+    print(
+        f"{name}: a sound voice of {n_frames / config.coarse_rate_hz:.1f} s: "
+        f"{n_semantic} semantic tokens, {n_frames} frames of {len(voice.fine)} codes"
+    )

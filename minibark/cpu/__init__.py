@@ -1,0 +1,1 @@
+"""What makes a CPU fast: operators, reduced precisions, attention and the cache."""
