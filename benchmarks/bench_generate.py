@@ -36,7 +36,8 @@ from measure import (
 
 import minibark
 from minibark.config import STAGES
-from minibark.gpu.backend import BACKENDS, describe_backend
+from minibark.gpu.backend import describe_backend
+from minibark.precision import BACKENDS
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ come from the page cache and not from the disk.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import subprocess
@@ -33,7 +34,8 @@ from measure import (
 )
 
 import minibark
-from minibark.config import STAGES, preset
+from minibark.checkpoint.presets import preset
+from minibark.config import STAGES
 from minibark.precision import PRECISIONS
 
 IMPORT = """
@@ -54,7 +56,7 @@ def load(folder: str, precision: str) -> dict[str, float]:
     bark = minibark.Bark.from_pretrained(folder, device="cpu", precision=precision)
     modules = []
     for stage in STAGES:
-        with bark._stage(stage) as module:
+        with contextlib.nullcontext(bark.model(stage)) as module:
             modules.append(module)
     loaded = time.perf_counter()
     for module in modules:

@@ -10,6 +10,7 @@ wrong is carried to the next one but what the cache holds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 import minibark
 from minibark.coarse import generate_coarse
-from minibark.cpu.reduce import describe_paths
+from minibark.cpu.reduce import describe
 from minibark.precision import PRECISIONS
 from minibark.sampling import Sampling
 from minibark.semantic import generate_semantic, semantic_prompt
@@ -68,7 +69,7 @@ def semantic_logits(bark: minibark.Bark, text: str, voice: Voice | None, said: V
     g = bark.config.generation
     ids = torch.tensor(bark.tokenizer.encode(text))
     prompt = semantic_prompt(ids, voice.semantic if voice else None, g)
-    with bark._stage("semantic") as model:
+    with contextlib.nullcontext(bark.model("semantic")) as model:
         forced = Forced(model.lm_head, [*said.semantic.tolist(), g.semantic_pad_token])
         generate_semantic(model, [prompt], g, Sampling(0), [None], min_eos_p=None)
         return forced.stop()
@@ -76,7 +77,7 @@ def semantic_logits(bark: minibark.Bark, text: str, voice: Voice | None, said: V
 
 def coarse_logits(bark: minibark.Bark, text: str, voice: Voice | None, said: Voice) -> Tensor:
     """(2 T, codebook_size)."""
-    with bark._stage("coarse") as model:
+    with contextlib.nullcontext(bark.model("coarse")) as model:
         forced = Forced(model.lm_head, said.coarse.T.flatten().tolist())
         generate_coarse(
             model, [said.semantic], [voice], bark.config.generation, Sampling(0), [None]
@@ -90,7 +91,7 @@ def fine_logits(bark: minibark.Bark, text: str, voice: Voice | None, said: Voice
     g = bark.config.generation
     n_frames = min(said.fine.shape[1], g.max_fine_input_length)
     found = []
-    with bark._stage("fine") as model:
+    with contextlib.nullcontext(bark.model("fine")) as model:
         for codebook in range(g.n_coarse_codebooks, g.n_fine_codebooks):
             codes = torch.full((1, g.max_fine_input_length, g.n_fine_codebooks), g.codebook_size)
             codes[0, :n_frames, :codebook] = said.fine[:codebook, :n_frames].T
@@ -134,9 +135,7 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                     sums[name] += value
             n = int(sums["steps"])
             stages[stage] = {"kl_nats": sums["kl"] / n, "top1": sums["top1"] / n, "steps": n}
-        results.append(
-            {"precision": precision, "path": describe_paths(precision), "stages": stages}
-        )
+        results.append({"precision": precision, "path": describe(precision), "stages": stages})
         print(f"{precision} done", file=sys.stderr)
     return results
 

@@ -39,8 +39,9 @@ from sides import MORE_SIDES, SIDES, Array, Minibark, Prompt, Side, make_side
 import minibark
 from minibark.coarse import n_coarse_steps
 from minibark.config import STAGES, BarkConfig, GenerationConfig
-from minibark.cpu.reduce import describe_paths
-from minibark.gpu.backend import BACKENDS, describe_backend
+from minibark.cpu.reduce import describe
+from minibark.gpu.backend import describe_backend
+from minibark.precision import BACKENDS
 
 YARDSTICK = "transformers float32"  # what every entry's speed-up is measured by
 CHECK_AUDIO_TOLERANCE = 1e-4  # of the loudest sample
@@ -233,7 +234,7 @@ def _path(entry: Entry, device: torch.device) -> str | None:
         return None
     backend = entry.bark.bark.backend
     if device.type == "cpu" and backend == "torch":
-        return describe_paths(entry.precision)
+        return describe(entry.precision)
     return describe_backend(backend, device)
 
 

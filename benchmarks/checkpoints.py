@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from minibark.checkpoint.presets import preset
 from minibark.checkpoint.shapes import new_module
-from minibark.config import STAGES, BarkConfig, preset
+from minibark.config import STAGES, BarkConfig
 from minibark.tokenizer import Tokenizer
 
 RANDOM_MODELS = ("small", "large", "random")

@@ -50,7 +50,7 @@ WHAT = {
     "kernels": "each kernel",
     "batch": "16 utterances at once, large model",
     "small": "a 5 s clip, small model",
-    "passes": "prompts and fine passes: rate, attention by torch and by ours; early prompts",
+    "passes": "prompts and fine passes: rate, attention by torch and by ours",
     "sanitizer": "compute-sanitizer over the kernels",
     "tilings": "the kernels for one row, cut up in other ways",
 }

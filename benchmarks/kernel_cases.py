@@ -18,7 +18,6 @@ from bench_kernels import KERNELS
 from replays import Call, n_sets
 from torch import Tensor
 
-from minibark import ops
 from minibark.checkpoint.rows import quantize_rows
 from minibark.kernels import decode_attention as decode_file
 from minibark.kernels import linear as linear_file
@@ -515,7 +514,9 @@ def _torch_linear_residual(h: Tensor, matrix: Matrix, x: Tensor) -> Tensor:
 
 def _torch_layer(x: Tensor, layer: Layer, kv: Tensor, lengths: Tensor) -> Tensor:
     q = _torch_norm_qkv(x, layer.norm_1, layer.qkv, kv, lengths)
-    attended = ops.decode_attention(q, kv[0], kv[1], lengths).view(x.shape)
+    seen = torch.arange(kv.shape[3], device=x.device) < lengths[:, None]  # (B, T)
+    mask = seen[:, None, None]
+    attended = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask).view(x.shape)
     x = _torch_linear_residual(attended, layer.proj, x)
     h = _torch_norm_linear(x, layer.norm_2, layer.fc, gelu=True)
     return _torch_linear_residual(h, layer.out, x)

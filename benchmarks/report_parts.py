@@ -33,13 +33,15 @@ from replays import copy_bandwidth, product_rate, seconds_per_call
 from torch import Tensor
 
 import minibark
+from minibark.checkpoint.presets import preset
 from minibark.coarse import generate_coarse
-from minibark.config import GenerationConfig, preset
-from minibark.decoding import CachedDecoder, Decoder, RandomStreams, new_cache
+from minibark.config import GenerationConfig
+from minibark.decoding import CachedDecoder, Decoder, RandomStreams
 from minibark.fine import generate_fine
-from minibark.gpu.backend import BACKENDS, choose_backend, describe_backend, why_no_triton
+from minibark.gpu.backend import choose_backend, describe_backend, why_no_triton
 from minibark.gpu.decoder import GraphDecoder, GraphFine
-from minibark.model import GPT, FineGPT
+from minibark.model import GPT, FineGPT, KVCache
+from minibark.precision import BACKENDS
 from minibark.sampling import Sampling
 from minibark.semantic import generate_semantic, semantic_prompt
 from minibark.voice import Voice
@@ -283,7 +285,7 @@ def _compare_stages(part: Part, bark: minibark.Bark) -> Iterator[tuple[str, dict
         )
         return made
 
-    with bark._stage("semantic") as model:
+    with contextlib.nullcontext(bark.model("semantic")) as model:
         semantic, found = _compare(part, model, g.max_input_semantic_length, partial(speak, model))
         yield "semantic", found
 
@@ -294,7 +296,7 @@ def _compare_stages(part: Part, bark: minibark.Bark) -> Iterator[tuple[str, dict
         )
         return made.T.flatten()  # in the order in which they are made
 
-    with bark._stage("coarse") as model:
+    with contextlib.nullcontext(bark.model("coarse")) as model:
         yield "coarse", _compare(part, model, 0, partial(voices, model))[1]
 
 
@@ -415,7 +417,7 @@ def step(part: Part) -> None:
                     continue  # it expands the weights at every step
                 if part.on_cpu and stage == "semantic":
                     continue
-                with bark._stage(stage) as model:
+                with contextlib.nullcontext(bark.model(stage)) as model:
                     found = _time_step(part, model, stage, bark.config.generation, backend)
                 share = found["bytes_per_s"] / copy_bytes_per_s
                 found |= {"size": size, "stage": stage, "precision": precision}
@@ -562,10 +564,10 @@ def batch(part: Part) -> None:
         return decoders[n_merged]
 
     with (
-        bark._stage("semantic") as semantic_model,
-        bark._stage("coarse") as coarse_model,
-        bark._stage("fine") as fine_model,
-        bark._stage("codec") as codec,
+        contextlib.nullcontext(bark.model("semantic")) as semantic_model,
+        contextlib.nullcontext(bark.model("coarse")) as coarse_model,
+        contextlib.nullcontext(bark.model("fine")) as fine_model,
+        contextlib.nullcontext(bark.model("codec")) as codec,
         torch.backends.cudnn.flags(allow_tf32=False),
     ):
         recorded = GraphFine(fine_model, backend=backend)
@@ -626,18 +628,19 @@ def batch(part: Part) -> None:
 
 @torch.inference_mode()
 def passes(part: Part) -> None:
-    """Prompts and fine passes, and what it gains to begin on the next window's prompt early."""
+    """Prompts and fine passes."""
     rate = product_rate(part.device)
-    part.keep(product_flop_per_s=rate, passes=[], windows=[])
+    part.keep(product_flop_per_s=rate, passes=[])
     print(f"product of two large matrices, bfloat16: {rate / 1e12:.3g} TFLOP/s")
     batches = (1, 2) if part.on_cpu else (1, 16)
     for size in part.sizes():
         bark = part.open(size, part.precision)
-        with bark._stage("coarse") as coarse_model, bark._stage("fine") as fine_model:
+        with (
+            contextlib.nullcontext(bark.model("coarse")) as coarse_model,
+            contextlib.nullcontext(bark.model("fine")) as fine_model,
+        ):
             for n_rows in batches:
                 _time_passes(part, size, coarse_model, fine_model, n_rows, rate)
-            for n_rows in batches if size == "large" else ():
-                _time_windows(part, bark, coarse_model, n_rows)
         del bark
 
 
@@ -645,19 +648,15 @@ def _time_passes(
     part: Part, size: str, coarse_model: GPT, fine_model: FineGPT, n_rows: int, rate: float
 ) -> None:
     """One window's prompt, its end alone, and one fine pass, with either attention."""
-    length, end, frames = (40, 20, 40) if part.on_cpu else (WINDOW, 60, 1024)
-    cache = new_cache(coarse_model, n_rows)
+    length, frames = (40, 40) if part.on_cpu else (WINDOW, 1024)
+    cache = KVCache(coarse_model, n_rows)
     ids = torch.randint(1000, (n_rows, length), device=part.device)
     codes = torch.randint(1000, (n_rows, frames, 8), device=part.device)
-    head, past = slice(0, 1024), length - end
+    head = slice(0, 1024)
     what: dict[str, tuple[Callable[[], Tensor], float]] = {
         "prompt": (
-            lambda: coarse_model.prefill(ids, cache, 0, head=head),
+            lambda: coarse_model.prefill(ids, cache, 0, ids=head),
             n_rows * _flop(coarse_model, length, length, 1, causal=True),
-        ),
-        "its end": (
-            lambda: coarse_model.prefill(ids[:, past:], cache, 0, past=past, head=head),
-            n_rows * _flop(coarse_model, end, length, 1, causal=True),
         ),
         "fine pass": (
             lambda: fine_model(codes, 7, frames // 2),
@@ -688,7 +687,7 @@ def _attention_by(by: str, *models: GPT | FineGPT) -> Iterator[None]:
     from minibark.gpu import fused
 
     for model in models:
-        fused.use_attention(model.transformer)
+        fused.use_attention(model)
     with patch.dict(fused.LEAST_QUERIES, {True: 2, False: 2}):
         yield
 
@@ -701,32 +700,6 @@ def _flop(
     pairs = n_queries * n_keys - (n_queries * (n_queries - 1) / 2 if causal else 0)
     whole = 24 * width**2 * n_queries + 4 * width * pairs
     return (n_layer - 1) * whole + width**2 * (6 * n_queries + 18 * n_wanted)
-
-
-def _time_windows(part: Part, bark: minibark.Bark, model: GPT, n_rows: int) -> None:
-    """The coarse stage, with the next window's prompt begun early and not."""
-    g, voice = bark.config.generation, part.voice(bark)
-    semantics = [torch.randint(10_000, (50 if part.on_cpu else part.n_tokens,))] * n_rows
-    seconds = {}
-    for early in (False, True):
-        backend = "torch" if part.on_cpu else part.backends[0]
-        decoder = GraphDecoder(model, backend=backend, early=early)
-
-        def stage(decoder: GraphDecoder = decoder) -> list[Tensor]:
-            generators = [torch.Generator(part.device).manual_seed(i) for i in range(n_rows)]
-            return generate_coarse(
-                *(model, semantics, [voice] * n_rows, g, Sampling(), generators),
-                decoder=lambda model, n_merged: decoder,
-            )
-
-        for _ in range(0 if part.on_cpu else 2):
-            stage()  # records
-        rounds = [timed(stage, part.device)[0] for _ in range(1 if part.quick else 3)]
-        seconds["early" if early else "in turn"] = statistics.median(rounds)
-    part.keep(windows=[*part.found["windows"], {"n_rows": n_rows, "seconds": seconds}])
-    ratio = seconds["in turn"] / seconds["early"]
-    times = ", ".join(f"{how} {s:.3f} s" for how, s in seconds.items())
-    print(f"coarse stage, {n_rows} rows, prompts {times}: {ratio:.2f} times faster", flush=True)
 
 
 def sanitizer(part: Part) -> None:

@@ -23,6 +23,16 @@ def interpreted(kernel: object) -> bool:
     return not isinstance(kernel, triton.JITFunction)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _nothing() -> None:
+    pass
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs all kernels, on a CPU."""
+    return interpreted(_nothing)
+
+
 def has_dependent_launch() -> bool:
     """Whether the installed Triton can compile the two instructions; 3.4's cannot be called."""
 

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from .decode_attention import decode_attention, decode_attention_ref, decode_attention_splits
 from .linear import (
-    Matrix,
-    Norm,
     combine_residual,
     linear_residual,
     linear_residual_ref,
@@ -26,6 +24,7 @@ from .linear import (
     norm_qkv,
     norm_qkv_ref,
 )
+from .matrix import Matrix, Norm
 
 
 class Layer(NamedTuple):

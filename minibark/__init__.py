@@ -12,14 +12,17 @@ from .config import (
     GenerationConfig,
     GPTConfig,
 )
+from .options import Options
+from .precision import BackendError
 from .tokenizer import Tokenizer
 from .voice import Voice, VoiceError
 
 SAMPLE_RATE = 24_000
-"""Samples per second of every released Bark, Hz."""
+"""Samples per second of every released Bark, Hz; `Bark.sample_rate` is that of a loaded one."""
 
 __all__ = [
     "SAMPLE_RATE",
+    "BackendError",
     "Bark",
     "BarkConfig",
     "CheckpointError",
@@ -27,6 +30,7 @@ __all__ = [
     "FineGPTConfig",
     "GPTConfig",
     "GenerationConfig",
+    "Options",
     "Tokenizer",
     "Voice",
     "VoiceError",

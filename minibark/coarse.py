@@ -12,7 +12,7 @@ Coarse ids alternate between the codebooks: frame 0 codebook 0, frame 0 codebook
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import GenerationConfig
-from .decoding import CachedDecoder, Decoder, RandomStreams, choose_tokens
+from .decoding import CachedDecoder, MakeDecoder, RandomStreams, choose_next
 from .model import GPT
 from .sampling import OnStep, Sampling, check_finite
 from .voice import Voice
@@ -31,7 +31,7 @@ N_HISTORY_DROPPED = 2
 
 
 @dataclass
-class _Row:
+class Row:
     """One utterance: the ids so far, histories in front."""
 
     semantic: Tensor  # (S_history + S,)
@@ -48,15 +48,8 @@ def n_coarse_steps(n_semantic: int, config: GenerationConfig) -> int:
     return round(frames * n_codebooks)
 
 
-def coarse_history(
-    voice: Voice | None, config: GenerationConfig, max_coarse_history: int
-) -> tuple[Tensor, Tensor]:
-    """The part of a voice that goes in front of the first window.
-
-    Args:
-        voice: the voice; None gives empty histories.
-        config: rates and vocabulary.
-        max_coarse_history: coarse ids at most.
+def coarse_history(voice: Voice | None, config: GenerationConfig) -> tuple[Tensor, Tensor]:
+    """The part of a voice that goes in front of the first window; of None, nothing.
 
     Returns:
         semantic: (S',) int64, an even number of tokens where the voice is shorter than the limit.
@@ -71,7 +64,7 @@ def coarse_history(
     offsets = torch.arange(n_codebooks)[:, None] * config.codebook_size
     ids = (voice.coarse + offsets + config.semantic_vocab_size).T.flatten()
     n_semantic = min(
-        math.floor(max_coarse_history / ratio),
+        math.floor(config.max_coarse_history / ratio),
         len(voice.semantic) - len(voice.semantic) % 2,
         math.floor(len(ids) / ratio),
     )
@@ -81,20 +74,18 @@ def coarse_history(
     return voice.semantic[-n_semantic:], ids[-n_coarse:][:-N_HISTORY_DROPPED]
 
 
-def window_prompt(
-    row: _Row, step: int, config: GenerationConfig, max_coarse_history: int
-) -> Tensor:
+def window_prompt(row: Row, step: int, config: GenerationConfig) -> Tensor:
     """The ids (n,) int64 in front of the window that starts at `step`."""
     ratio = config.semantic_to_coarse_ratio
     length = config.max_coarse_input_length
     # round() is banker's rounding, in the reference too.
     here = row.n_semantic_history + round(step / ratio)
-    first = max(0, here - math.floor(max_coarse_history / ratio))
+    first = max(0, here - math.floor(config.max_coarse_history / ratio))
     semantic = row.semantic[first : first + length]
     blocks = (
         F.pad(semantic, (0, length - len(semantic)), value=config.coarse_semantic_pad_token),
         semantic.new_tensor([config.coarse_infer_token]),
-        row.coarse[: row.n_history + step][-max_coarse_history:],
+        row.coarse[: row.n_history + step][-config.max_coarse_history :],
     )
     return torch.cat(blocks)
 
@@ -108,10 +99,8 @@ def generate_coarse(
     sampling: Sampling,
     generators: Sequence[torch.Generator | None],
     *,
-    max_coarse_history: int | None = None,
-    sliding_window_len: int | None = None,
     on_step: OnStep | None = None,
-    decoder: Callable[[GPT, int], Decoder] = CachedDecoder,
+    decoder: MakeDecoder = CachedDecoder,
 ) -> list[Tensor]:
     """The coarse codes of a batch of utterances.
 
@@ -122,107 +111,73 @@ def generate_coarse(
         config: rates, lengths and special ids.
         sampling: how codes are chosen.
         generators: B random streams.
-        max_coarse_history: coarse ids in front of a window; None is the config's.
-        sliding_window_len: coarse ids made per window; None is the config's.
         on_step: told of progress.
-        decoder: which implementation of the loop contract to run on.
+        decoder: what makes the decoder to run on.
 
     Returns:
         B tensors (n_coarse_codebooks, T_b) int64 codes in [0, codebook_size), on the CPU, where
         T_b = floor(S_b * coarse_rate_hz / semantic_rate_hz).
 
-    Raises:
-        ValueError: a window and its history do not fit the model.
-
     Source: suno-ai/bark, bark/generation.py, generate_coarse.
     """
-    history_len = config.max_coarse_history if max_coarse_history is None else max_coarse_history
-    window_len = config.sliding_window_len if sliding_window_len is None else sliding_window_len
-    room = model.config.block_size - config.max_coarse_input_length
-    if not config.n_coarse_codebooks <= history_len <= room - window_len or window_len < 1:
-        raise ValueError(
-            f"max_coarse_history must be at least {config.n_coarse_codebooks}, sliding_window_len "
-            f"at least 1, and their sum at most {room}; got {history_len} and {window_len}"
-        )
-    device = model.transformer.wpe.weight.device
     decode = decoder(model, 0)
-    rows = [
-        _start(semantic, voice, config, history_len)
-        for semantic, voice in zip(semantics, voices, strict=True)
-    ]
+    device, window_len = model.transformer.wpe.weight.device, config.sliding_window_len
+    rows = [start_row(*given, config) for given in zip(semantics, voices, strict=True)]
 
-    def head(step: int) -> slice:
+    def ids(step: int) -> slice:
         codebook = step % config.n_coarse_codebooks
-        first_id = config.semantic_vocab_size + codebook * config.codebook_size
-        return slice(first_id, first_id + config.codebook_size)
+        first = config.semantic_vocab_size + codebook * config.codebook_size
+        return slice(first, first + config.codebook_size)
 
     tokens = torch.zeros(0, dtype=torch.int64)
     prompts: list[Tensor] = []
     total = max((row.n_steps for row in rows), default=0)
-    for window_start in range(0, total, window_len):
-        window_end = min(window_start + window_len, total)
-        live = [b for b, row in enumerate(rows) if row.n_steps > window_start]
+    for window in range(0, total, window_len):
+        live = [b for b, row in enumerate(rows) if row.n_steps > window]
         streams = RandomStreams([generators[b] for b in live], device)
-        before = prompts
-        prompts = [window_prompt(rows[b], window_start, config, history_len) for b in live]
-        grew = _all_grew(before, prompts, window_len)
-        step = window_start
-        while step < window_end:
-            if step == window_start and not grew:
-                n = 1
-                logits = decode.prefill(prompts, head(step))
-                if decode.early and all(rows[b].n_steps > window_end for b in live):
-                    after = [window_prompt(rows[b], window_end, config, history_len) for b in live]
-                    decode.expect(_known(prompts, after, window_end - window_start, history_len))
+        before, prompts = prompts, [window_prompt(rows[b], window, config) for b in live]
+        step, end = window, min(window + window_len, total)
+        while step < end:
+            if step == window and not _all_grew(before, prompts, window_len):
+                logits = decode.prefill(prompts, ids(step))
                 check_finite(logits, "coarse")
                 active = [rows[b].n_steps > step for b in live]
-                tokens, _ = choose_tokens(logits, head(step), sampling, streams, active)
-                made = tokens[None]
+                tokens, _ = choose_next(logits, ids(step), sampling, streams, active)
+                chosen = tokens[None]
             else:
-                n = min(decode.steps_at_once, window_end - step)
-                steps = range(step, step + n)
+                steps = range(step, min(step + decode.steps_at_once, end))
                 active_at = [[rows[b].n_steps > s for b in live] for s in steps]
-                heads = [head(s) for s in steps]
-                made, _ = decode.take_steps(tokens, heads, sampling, streams, active_at)
-                tokens = made[-1]
-            found = made.cpu()
-            for i, b in enumerate(live):
+                chosen, _ = decode.take_steps(
+                    tokens, [ids(s) for s in steps], sampling, streams, active_at
+                )
+                tokens = chosen[-1]
+            for b, new in zip(live, chosen.T.cpu(), strict=True):
+                new = new[: rows[b].n_steps - step]
                 first = rows[b].n_history + step
-                mine = found[: rows[b].n_steps - step, i]
-                rows[b].coarse[first : first + len(mine)] = mine
-            step += n
+                rows[b].coarse[first : first + len(new)] = new
+            step += len(chosen)
             if on_step:
                 on_step("coarse", step, total)
     return [_codes(row, config) for row in rows]
 
 
-def _known(
-    now: list[Tensor], after: list[Tensor], n_made: int, max_coarse_history: int
-) -> list[Tensor]:
-    """How the next window's prompts begin: all but what this window makes; [] if they just grow."""
-    if _all_grew(now, after, n_made):
-        return []
-    return [prompt[: -min(n_made, max_coarse_history)] for prompt in after]
-
-
-def _all_grew(before: list[Tensor], after: list[Tensor], n_made: int) -> bool:
-    """Whether every prompt is the one before it and what was made since.
+def _all_grew(before: list[Tensor], after: list[Tensor], n_steps: int) -> bool:
+    """Whether every prompt is the one before it and the ids of the steps since.
 
     Then the cache already holds it all but for the newest token. So it is until the histories are
     full: for the first eleven windows, if there is no voice.
     """
     return len(before) == len(after) > 0 and all(
-        len(new) == len(old) + n_made and torch.equal(new[: len(old)], old)
+        len(new) == len(old) + n_steps and torch.equal(new[: len(old)], old)
         for old, new in zip(before, after, strict=True)
     )
 
 
-def _start(
-    semantic: Tensor, voice: Voice | None, config: GenerationConfig, max_coarse_history: int
-) -> _Row:
-    before, coarse = coarse_history(voice, config, max_coarse_history)
+def start_row(semantic: Tensor, voice: Voice | None, config: GenerationConfig) -> Row:
+    """A row before its first step."""
+    before, coarse = coarse_history(voice, config)
     n_steps = n_coarse_steps(len(semantic), config)
-    return _Row(
+    return Row(
         semantic=torch.cat((before, semantic.cpu())),
         coarse=F.pad(coarse, (0, n_steps)),
         n_semantic_history=len(before),
@@ -231,7 +186,7 @@ def _start(
     )
 
 
-def _codes(row: _Row, config: GenerationConfig) -> Tensor:
+def _codes(row: Row, config: GenerationConfig) -> Tensor:
     ids = row.coarse[row.n_history :].view(-1, config.n_coarse_codebooks).T
     offsets = torch.arange(config.n_coarse_codebooks)[:, None] * config.codebook_size
     return ids - config.semantic_vocab_size - offsets

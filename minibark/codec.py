@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minibark.config import CodecConfig
+from .config import CodecConfig
 
 
 class CodecDecoder(nn.Module):

@@ -202,16 +202,17 @@ class BarkConfig:
                 raise CheckpointError(f"this configuration does not hold together: {rule}")
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Nested plain values, ready for JSON; `from_dict` is the inverse."""
+        """Nested plain values, ready for JSON; `checkpoint.schema` has the inverse."""
         return dataclasses.asdict(self)
 
 
 # The most that a configuration may ask for, far above every real one: beyond, only to build the
 # empty model takes long. Other numbers may be ten million.
-_MOST = {"n_layer": 256, "n_embd": 100_000, "hidden_size": 100_000, "num_filters": 10_000}
-_MOST |= {"n_codebooks": 64, "upsampling_ratios": 1000, "num_residual_layers": 8}
-_MOST |= {"num_lstm_layers": 8, "dilation_growth_rate": 10}
-_MOST |= {"kernel_size": 1000, "last_kernel_size": 1000, "residual_kernel_size": 1000}
+_MOST = dict(
+    n_layer=256, n_embd=100_000, hidden_size=100_000, num_filters=10_000, n_codebooks=64,
+    upsampling_ratios=1000, num_residual_layers=8, num_lstm_layers=8, dilation_growth_rate=10,
+    kernel_size=1000, last_kernel_size=1000, residual_kernel_size=1000,
+)  # fmt: skip
 
 
 def _check_numbers(config: Any) -> None:
@@ -220,29 +221,3 @@ def _check_numbers(config: Any) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if not isinstance(number, bool) and not 0 < number <= most:
                 raise CheckpointError(f"{item.name} must be in (0, {most:,}], got {brief(number)}")
-
-
-_SIZES: dict[str, dict[str, Any]] = {
-    "small": {},
-    "large": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
-    "random": {"n_layer": 2, "n_head": 2, "n_embd": 32},
-}
-
-
-def preset(name: str) -> BarkConfig:
-    """The configuration of a released size, or of the small random model used for trials.
-
-    Args:
-        name: `"small"` (suno/bark-small), `"large"` (suno/bark) or `"random"`: the released
-            vocabularies and windows in two narrow layers.
-    """
-    if name not in _SIZES:
-        raise ValueError(f"unknown preset {name!r}; expected one of {', '.join(_SIZES)}")
-    bark, size = BarkConfig(), _SIZES[name]
-    codec = CodecConfig(num_filters=4, hidden_size=32) if name == "random" else bark.codec
-    return BarkConfig(
-        semantic=dataclasses.replace(bark.semantic, **size),
-        coarse=dataclasses.replace(bark.coarse, **size),
-        fine=dataclasses.replace(bark.fine, **size),
-        codec=codec,
-    )

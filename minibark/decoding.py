@@ -1,50 +1,44 @@
 """How a token loop sees a model: it starts with prompts, then takes steps.
 
-`UncachedDecoder` is the specification; `CachedDecoder` is what runs on a CPU; `graph.py` has the
-one for GPUs. All give the same tokens, up to the rounding of sums.
+`UncachedDecoder` is the specification; `CachedDecoder` does the same work once. Both, and every
+faster one, give the same tokens, up to the rounding of sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from .cpu import cache as rowsum
-from .model import GPT, KVCache
-from .sampling import Sampling, choose, probabilities
+from .model import GPT, Cache, KVCache
+from .sampling import OnStep, Sampling, choose, probabilities
 
 
-class Decoder(Protocol):
-    """What a token loop needs of a model; every fast path implements this one contract.
+class Decoder(ABC):
+    """What a token loop needs of a model.
 
     Attributes:
         steps_at_once: how many steps may be asked for before their tokens are looked at.
-        early: whether it wants to be told by `expect`.
+        on_step: told of a warm-up, if there is one.
     """
 
     steps_at_once: int = 1
-    early: bool = False
+    on_step: OnStep | None = None
 
-    def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
-        """Start over with one prompt (T,) per row, on any device; logits (B, V) of `head`'s ids."""
+    @abstractmethod
+    def prefill(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
+        """Start over with one prompt (T,) per row, on any device; logits (B, V) of `ids`."""
 
-    def expect(self, beginnings: Sequence[Tensor]) -> None:
-        """Be told how the next prompts will begin, (T,) per row, so as to work on them meanwhile.
-
-        It changes nothing in what is given, and the next prompts may begin otherwise.
-        """
-        return
-
-    def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
-        """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
+    @abstractmethod
+    def decode_one(self, tokens: Tensor, ids: slice) -> Tensor:
+        """Append one token (B,) to every row; logits (B, V) of `ids`."""
 
     def take_steps(
         self,
         tokens: Tensor,
-        heads: Sequence[slice],
+        ids: Sequence[slice],
         sampling: Sampling,
         streams: RandomStreams,
         active: Sequence[Sequence[bool]],
@@ -53,65 +47,33 @@ class Decoder(Protocol):
 
         Args:
             tokens: (B,) int64, the newest token of each row.
-            heads: the ids that each of the n steps chooses from; all of one size.
+            ids: the ids that each of the n steps chooses from; all of one size.
             sampling: how.
             streams: the rows' random streams.
-            active: active[step][row], whether a token is needed; if not, what is chosen there
-                means nothing.
+            active: active[step][row], whether a token is needed; where it is not, any id may come.
 
         Returns:
             tokens: (n, B) int64, those chosen.
-            last_p: (n, B) float32, the probability of the last id of each step's head.
+            last_p: (n, B) float32, the probability of the last of each step's ids.
         """
         chosen, last_p = [], []
-        for head, rows in zip(heads, active, strict=True):
-            tokens, p = choose_tokens(self.decode_one(tokens, head), head, sampling, streams, rows)
+        for own, rows in zip(ids, active, strict=True):
+            tokens, p = choose_next(self.decode_one(tokens, own), own, sampling, streams, rows)
             chosen.append(tokens)
             last_p.append(p)
         return torch.stack(chosen), torch.stack(last_p)
 
 
-def choose_tokens(
-    logits: Tensor, head: slice, sampling: Sampling, streams: RandomStreams, active: Sequence[bool]
+MakeDecoder = Callable[[GPT, int], Decoder]
+"""Makes a decoder of a model and of `n_merged`, as in `GPT.forward`."""
+
+
+def choose_next(
+    logits: Tensor, ids: slice, sampling: Sampling, streams: RandomStreams, active: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
-    """The ids (B,) chosen by logits (B, V) of the ids in `head`, and the last id's probability."""
+    """The ids (B,) chosen by logits (B, V) of `ids`, and the probability of the last id."""
     probs = probabilities(logits, sampling)
-    return streams.choose(probs, sampling, active) + head.start, probs[:, -1]
-
-
-class CachedDecoder(Decoder):
-    """Decodes over a `KVCache`: work per step grows with the past only in attention."""
-
-    def __init__(self, model: GPT, n_merged: int = 0) -> None:
-        self.model = model
-        self.n_merged = n_merged
-        self.cache: KVCache | None = None
-
-    def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
-        """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
-        if self.cache is None or len(self.cache.lengths) != len(prompts):
-            self.cache = new_cache(self.model, len(prompts))
-        device = self.model.transformer.wpe.weight.device
-        options: Any = {"n_merged": self.n_merged, "head": head}
-        rows = [
-            self.model.prefill(prompt[None].to(device), self.cache, row, **options)
-            for row, prompt in enumerate(prompts)
-        ]
-        return torch.cat(rows)
-
-    def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
-        """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
-        if self.cache is None:
-            raise ValueError("decode_one needs a prefill first")
-        return self.model.decode_one(tokens, self.cache, head=head)
-
-
-def new_cache(model: GPT, batch_size: int) -> KVCache:
-    """An empty cache, of the kind that is fastest for the model where it is."""
-    if rowsum.pays(model):
-        return rowsum.RowSumKVCache(model.config, batch_size)
-    weight = model.transformer.wpe.weight
-    return KVCache(model.config, batch_size, device=weight.device, dtype=weight.dtype)
+    return streams.choose(probs, sampling, active) + ids.start, probs[:, -1]
 
 
 class UncachedDecoder(Decoder):
@@ -122,17 +84,47 @@ class UncachedDecoder(Decoder):
         self.n_merged = n_merged
         self.sequences: list[Tensor] = []
 
-    def prefill(self, prompts: Sequence[Tensor], head: slice) -> Tensor:
-        """Start over with one prompt (T,) per row; logits (B, V) of the ids in `head`."""
+    def prefill(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
+        """See `Decoder`."""
         device = self.model.transformer.wpe.weight.device
         self.sequences = [prompt.to(device) for prompt in prompts]
-        rows = [self.model(tokens[None], self.n_merged)[0, -1, head] for tokens in self.sequences]
+        rows = [self.model(tokens[None], self.n_merged)[0, -1, ids] for tokens in self.sequences]
         return torch.stack(rows)
 
-    def decode_one(self, tokens: Tensor, head: slice) -> Tensor:
-        """Append one token (B,) to every row; logits (B, V) of the ids in `head`."""
+    def decode_one(self, tokens: Tensor, ids: slice) -> Tensor:
+        """See `Decoder`."""
         grown = [torch.cat((s, t[None])) for s, t in zip(self.sequences, tokens, strict=True)]
-        return self.prefill(grown, head)
+        return self.prefill(grown, ids)
+
+
+class CachedDecoder(Decoder):
+    """Decodes over a cache: work per step grows with the past only in attention."""
+
+    def __init__(
+        self, model: GPT, n_merged: int = 0, new_cache: Callable[[GPT, int], Cache] = KVCache
+    ) -> None:
+        self.model = model
+        self.n_merged = n_merged
+        self.new_cache = new_cache
+        self.cache: Cache | None = None
+        self.n_rows = 0
+
+    def prefill(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
+        """See `Decoder`."""
+        if self.cache is None or self.n_rows != len(prompts):
+            self.cache, self.n_rows = self.new_cache(self.model, len(prompts)), len(prompts)
+        device = self.model.transformer.wpe.weight.device
+        logits = []
+        for row, prompt in enumerate(prompts):
+            tokens = prompt[None].to(device)
+            logits.append(self.model.prefill(tokens, self.cache, row, self.n_merged, ids))
+        return torch.cat(logits)
+
+    def decode_one(self, tokens: Tensor, ids: slice) -> Tensor:
+        """See `Decoder`."""
+        if self.cache is None:
+            raise ValueError("decode_one needs a prefill first")
+        return self.model.decode_one(tokens, self.cache, ids=ids)
 
 
 class RandomStreams:
@@ -169,7 +161,7 @@ class RandomStreams:
         self._made = (n_steps, n_numbers)
 
     def draw_next(self, noise: Tensor, active: Sequence[bool]) -> None:
-        """Fill noise (B, V) with what `draw` would divide by in the next step.
+        """Fill noise (B, V) with what `sampling.draw` would divide by in the next step.
 
         Where a row is not active nothing is drawn and the noise is 1.
         """

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy_format
 
 from .config import CheckpointError
 
+MAX_ARRAY_BYTES = 1 << 26
+_MAX_ELEMENTS = 1 << 22  # of an array
 _MAX_JSON_BYTES = 1 << 27  # the largest real one, a tokenizer.json, has 2 MB
 
 
@@ -88,3 +95,37 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is not readable JSON ({reason(error)}); fetch it again"
         ) from error
+
+
+def read_npy(file: BinaryIO) -> np.ndarray[Any, Any]:
+    """The whole numbers of a `.npy` file. Nothing in it is executed (no pickles).
+
+    Raises:
+        ValueError: damaged, other than whole numbers, or too large.
+    """
+    version = npy_format.read_magic(file)
+    read = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+    if version not in read:
+        raise ValueError(f"unknown .npy version {version}")
+    shape, _, dtype = read[version](file)
+    if dtype.kind not in "iu":
+        raise ValueError(f"expected whole numbers, got dtype {dtype}")
+    if np.prod(shape, dtype=float) > _MAX_ELEMENTS:
+        raise ValueError(f"shape {shape} is too large")
+    file.seek(0)
+    return npy_format.read_array(file, allow_pickle=False)
+
+
+def read_npz(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Those of the named arrays that a `.npz` file has; errors as of `read_npy`, and of zip files.
+
+    The text of a ValueError begins with the array's name.
+    """
+    arrays = {}
+    with zipfile.ZipFile(file) as archive:
+        members = set(archive.namelist()) & {f"{name}.npy" for name in names}
+        for name in names:
+            if f"{name}.npy" in members:
+                with naming(name, ValueError), archive.open(f"{name}.npy") as stream:
+                    arrays[name] = read_npy(io.BytesIO(stream.read(MAX_ARRAY_BYTES)))
+    return arrays

@@ -1,126 +1,123 @@
 """The two transformers of Bark: a causal GPT (text, coarse) and a non-causal GPT (fine).
 
 `GPT.forward`, which looks at a whole sequence and caches nothing, is the specification; `prefill`
-and `decode_one` compute the same logits position by position over a `KVCache`. Parameter names are
+and `decode_one` compute the same logits position by position over a cache. Parameter names are
 those of the released Suno checkpoints.
+
+In shapes: B batch, T positions, C n_embd, H heads, D channels of a head, V output ids.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ops
 from .config import FineGPTConfig, GPTConfig
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention: queries (B, H, Q, D), keys and values (B, H, T, D) -> (B, H, Q, D).
+
+Q is T; or else the queries are those of the last Q positions.
+"""
+
+Write = Callable[[int, Tensor, Tensor], None]
+"""Told a layer's number and its keys and values (B, H, T, D)."""
+
+
+def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V: every position sees all."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same where a position sees none after it; q holds all positions or the last one."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+
+
+class Cache(Protocol):
+    """Keys and values of what a causal model has seen; rows are independent utterances."""
+
+    def write_prompt(self, row: int, layer: int, k: Tensor, v: Tensor) -> None:
+        """Start R rows over, from `row` on, with a prompt's keys and values (R, H, T, D)."""
+
+    def begin_step(self) -> Tensor:
+        """Make room for a position more in every row; (B,) int64, which one. ValueError: full."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write the new position's k and v (B, H, 1, D); what its q sees of its row's past."""
 
 
 class KVCache:
-    """Keys and values of the positions seen so far: one buffer (2, B, H, block_size, D) per layer.
+    """The plain `Cache`: one buffer (2, B, H, block_size, D) a layer, filled up to `lengths[b]`."""
 
-    Rows are independent utterances, each filled up to its own `lengths[b]`.
-    """
-
-    def __init__(
-        self, config: GPTConfig, batch_size: int, *, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: GPT, batch_size: int) -> None:
+        config, weight = model.config, model.transformer.wpe.weight
         shape = (2, batch_size, config.n_head, config.block_size, config.head_size)
-        self.kv = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.kv = [weight.new_empty(shape) for _ in range(config.n_layer)]
         self.lengths = [0] * batch_size
+        self.block_size = config.block_size
 
-    def prefill(self, layer: int, row: int, past: int, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """Write a prompt's keys and values, (2, R, H, T, D), behind `past` positions of R rows.
+    def write_prompt(self, row: int, layer: int, k: Tensor, v: Tensor) -> None:
+        """See `Cache`."""
+        n_rows, _, n_positions, _ = k.shape
+        self.kv[layer][0, row : row + n_rows, :, :n_positions] = k
+        self.kv[layer][1, row : row + n_rows, :, :n_positions] = v
+        self.lengths[row : row + n_rows] = [n_positions] * n_rows
 
-        Returns:
-            The keys and values (R, H, past + T, D) of those rows, from `row` on.
-        """
-        rows, end = slice(row, row + kv.shape[1]), past + kv.shape[3]
-        self.kv[layer][:, rows, :, past:end] = kv
-        k, v = self.kv[layer][:, rows, :, :end] if past else kv
-        return k, v
+    def begin_step(self) -> Tensor:
+        """See `Cache`."""
+        newest = grow(self.lengths, self.block_size)
+        return torch.tensor(newest, device=self.kv[0].device)
 
-    def grow(self) -> int | list[int] | Tensor:
-        """Make room for one position more in every row, and say which one that is."""
-        before = self.lengths
-        self.lengths = [length + 1 for length in before]
-        common = ops.common_length(before)
-        return before if common is None else common
-
-    def append(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor, list[int] | Tensor]:
-        """Write the newest position of each row; kv is (2, B, H, D).
-
-        Returns:
-            The layer's keys and values (B, H, block_size, D) and how much of each row they hold.
-        """
-        buffer, lengths = self.kv[layer], self.lengths
-        if (common := ops.common_length(lengths)) is not None:
-            buffer[:, :, :, common - 1] = kv
-        else:
-            for row, length in enumerate(lengths):
-                buffer[:, row, :, length - 1] = kv[:, row]
-        return buffer[0], buffer[1], lengths
-
-    def attend(self, layer: int, qkv: Tensor) -> Tensor:
-        """Append the newest position of each row and attend to its past; qkv is (3, B, H, D).
-
-        Returns:
-            (B, H, D).
-        """
-        y = ops.decode_attention(qkv[0].unsqueeze(2), *self.append(layer, qkv[1:]))
-        return y.squeeze(2)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `Cache`."""
+        keys, values = self.kv[layer]
+        if len(set(self.lengths)) == 1:
+            n = self.lengths[0]
+            keys[:, :, n - 1 : n], values[:, :, n - 1 : n] = k, v
+            return full_attention(q, keys[:, :, :n], values[:, :, :n])
+        rows = []
+        for b, n in enumerate(self.lengths):
+            row = slice(b, b + 1)
+            keys[row, :, n - 1 : n], values[row, :, n - 1 : n] = k[row], v[row]
+            rows.append(full_attention(q[row], keys[row, :, :n], values[row, :, :n]))
+        return torch.cat(rows)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where in a cache a prompt goes: to rows from `row` on, behind `past` positions."""
-
-    cache: KVCache
-    row: int
-    past: int = 0
-
-
-class Linear(nn.Linear):
-    """x W^T + b, by the fastest product that this device has."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply x (..., K) -> (..., N)."""
-        return ops.linear(x, self.weight, self.bias)
+def grow(lengths: list[int], block_size: int) -> list[int]:
+    """Add 1 to every length, in place, and return what they were. ValueError: one is full."""
+    if max(lengths) >= block_size:
+        raise ValueError(f"the cache is full at {block_size} positions")
+    before = lengths.copy()
+    lengths[:] = [length + 1 for length in before]
+    return before
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, causal or not."""
+    """Multi-head self-attention.
 
-    def __init__(self, config: GPTConfig, causal: bool) -> None:
+    Attributes:
+        attend: the one seam of the model: whoever has a faster way to attend puts it here.
+    """
+
+    def __init__(self, config: GPTConfig, *, causal: bool) -> None:
         super().__init__()
-        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn: nn.Module = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj: nn.Module = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head = config.n_head
-        self.causal = causal
-        self.attend: Callable[..., Tensor] = ops.attention  # or what takes the same
-        self.product_dtype: torch.dtype | None = None  # see `ops.attention`
+        self.attend: Attend = causal_attention if causal else full_attention
 
-    def forward(
-        self, x: Tensor, place: Place | None = None, layer: int = 0, start: int = 0
-    ) -> Tensor:
-        """Mix positions of x (B, T, C), and, if they have a place in a cache, what is before it.
-
-        Only positions from `start` on are given; if causal, `start` is 0 or the last position.
-        """
-        qkv = self.c_attn(x).view(*x.shape[:2], 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind()  # (B, H, T, D)
-        if place is not None:
-            k, v = place.cache.prefill(layer, place.row, place.past, qkv[1:])
-        causal = self.causal and start < x.shape[1] - 1  # the last position sees everything
-        y = self.attend(q[:, :, start:], k, v, causal=causal, product_dtype=self.product_dtype)
+    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
+        """Mix positions of x (B, T, C), by `attend` if this call has its own."""
+        qkv = self.c_attn(x).view(*x.shape[:2], 3, self.n_head, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D)
+        y = (attend or self.attend)(q, k, v)
         out: Tensor = self.c_proj(y.transpose(1, 2).flatten(2))  # (B, T, C)
-        return out
-
-    def decode(self, x: Tensor, cache: KVCache, layer: int) -> Tensor:
-        """Mix one new position per row, x (B, C), with the past in the cache."""
-        qkv = self.c_attn(x).view(len(x), 3, self.n_head, -1).transpose(0, 1)  # (3, B, H, D)
-        out: Tensor = self.c_proj(cache.attend(layer, qkv).view(x.shape))
         return out
 
 
@@ -129,9 +126,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.c_fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_fc: nn.Module = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.act: nn.Module = nn.GELU()
-        self.c_proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.c_proj: nn.Module = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform x (..., C) position by position."""
@@ -145,34 +142,27 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, *, causal: bool, norm_bias: bool) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, bias=norm_bias)
-        self.attn = SelfAttention(config, causal)
+        self.attn = SelfAttention(config, causal=causal)
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=norm_bias)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x: Tensor, place: Place | None = None, layer: int = 0, start: int = 0
-    ) -> Tensor:
-        """Transform x (B, T, C); positions from `start` on."""
-        x = x[:, start:] + self.attn(self.ln_1(x), place, layer, start)
-        x = x + self.mlp(self.ln_2(x))
-        return x
-
-    def decode(self, x: Tensor, cache: KVCache, layer: int) -> Tensor:
-        """Transform one new position per row, x (B, C)."""
-        x = x + self.attn.decode(self.ln_1(x), cache, layer)
+    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
+        """Transform x (B, T, C); if `attend` answers for the last positions alone, those."""
+        y = self.attn(self.ln_1(x), attend)
+        x = x[:, -y.shape[1] :] + y
         x = x + self.mlp(self.ln_2(x))
         return x
 
 
 class Head(nn.Linear):
-    """The output layer without bias, computed for the wanted ids only."""
+    """The output layer without bias, computed for the requested ids only."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config.n_embd, config.output_vocab_size, bias=False)
 
-    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
-        """Logits (..., V) of the output ids in `rows` from x (..., C)."""
-        return ops.linear(x, self.weight[rows])
+    def forward(self, x: Tensor, ids: slice = slice(None)) -> Tensor:
+        """Logits (..., V) of the output ids in `ids` from x (..., C)."""
+        return F.linear(x, self.weight[ids])
 
 
 class Transformer(nn.Module):
@@ -189,29 +179,42 @@ class Transformer(nn.Module):
         )
         self.ln_f = nn.LayerNorm(config.n_embd, bias=norm_bias)
 
-    def forward(self, x: Tensor, place: Place | None = None, start: int = 0) -> Tensor:
-        """Blocks over embedded tokens x (B, T, C), from position 0 on or behind a place's past.
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, typed."""
+        return [block for block in self.h if isinstance(block, Block)]
 
-        Only positions from `start` of x on are given.
+    def forward(self, x: Tensor, start: int = 0, write: Write | None = None) -> Tensor:
+        """Positions, blocks and the final LayerNorm over embedded tokens.
+
+        Args:
+            x: (B, T, C).
+            start: the first position to return: the last layer leaves out what is before it.
+            write: for a cache.
+
+        Returns:
+            (B, T - start, C).
+
+        Raises:
+            ValueError: more positions than the model has.
         """
-        past = place.past if place else 0
-        length, block_size = past + x.shape[1], self.wpe.num_embeddings
-        if length > block_size:
-            raise ValueError(f"{length} positions do not fit the model's block_size {block_size}")
-        x = x + self.wpe.weight[past:length]
-        last = len(self.h) - 1
-        for layer, block in enumerate(self.h):
-            # Below the last layer every position is needed, for its keys and values above.
-            x = block(x, place, layer, start if layer == last else 0)
-        return x
+        n, block_size = x.shape[1], self.wpe.num_embeddings
+        if n > block_size:
+            raise ValueError(f"{n} positions do not fit the model's block_size {block_size}")
+        x = x + self.wpe.weight[:n]
+        for layer, block in enumerate(self.blocks):
+            first = start if layer == len(self.h) - 1 else 0
+            x = block(x, partial(_attend_from, first, block.attn.attend, write, layer))
+        out: Tensor = self.ln_f(x)
+        return out
 
-    def decode(self, x: Tensor, cache: KVCache) -> Tensor:
-        """Blocks over one new embedded token per row, x (B, C), at the end of each row's past."""
-        x = x + self.wpe.weight[cache.grow()]
-        for layer, block in enumerate(self.h):
-            assert isinstance(block, Block)
-            x = block.decode(x, cache, layer)
-        return x
+
+def _attend_from(
+    start: int, attend: Attend, write: Write | None, layer: int, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    if write is not None:
+        write(layer, k, v)
+    return attend(q[:, :, start:], k, v)
 
 
 class GPT(nn.Module):
@@ -239,51 +242,49 @@ class GPT(nn.Module):
         Returns:
             (B, T - n_merged, output_vocab_size) float32; the last position predicts the next id.
         """
-        return self._logits(self.transformer(self._embed(tokens, n_merged)), slice(None))
+        logits: Tensor = self.lm_head(self.transformer(self._embed(tokens, n_merged)))
+        return logits.float()
 
     def prefill(
-        self,
-        tokens: Tensor,
-        cache: KVCache,
-        row: int,
-        *,
-        past: int = 0,
-        n_merged: int = 0,
-        head: slice,
+        self, tokens: Tensor, cache: Cache, row: int, n_merged: int = 0, ids: slice = slice(None)
     ) -> Tensor:
-        """Fill rows of the cache from prompts of one length and give the logits that follow.
+        """Fill rows of a cache from prompts of one length and return the logits that follow.
 
         Args:
-            tokens: (R, T) int64, the prompts, or what comes behind `past` positions of them.
-            cache: its R rows from `row` on are overwritten from position `past` on.
+            tokens: (R, T) int64.
+            cache: its R rows from `row` on start over.
             row: the first of them.
-            past: positions that those rows hold already.
             n_merged: as in `forward`.
-            head: the output ids wanted.
+            ids: the output ids requested.
 
         Returns:
-            (R, V) float32 logits of the ids in `head`.
+            (R, V) float32 logits of those ids.
         """
         x = self._embed(tokens, n_merged)
-        cache.lengths[row : row + len(x)] = [past + x.shape[1]] * len(x)
-        x = self.transformer(x, Place(cache, row, past), start=x.shape[1] - 1)
-        return self._logits(x[:, 0], head)
+        x = self.transformer(x, x.shape[1] - 1, partial(cache.write_prompt, row))
+        logits: Tensor = self.lm_head(x[:, 0], ids)
+        return logits.float()
 
-    def decode_one(self, tokens: Tensor, cache: KVCache, *, head: slice) -> Tensor:
-        """Append one token to every row of the cache and give the logits that follow.
+    def decode_one(self, tokens: Tensor, cache: Cache, ids: slice = slice(None)) -> Tensor:
+        """Append one token to every row of a cache and return the logits that follow.
 
         Args:
             tokens: (B,) int64, the newest token of each row.
             cache: every row grows by one position.
-            head: the output ids wanted.
+            ids: the output ids requested.
 
         Returns:
-            (B, V) float32 logits of the ids in `head`.
+            (B, V) float32 logits of those ids.
+
+        Raises:
+            ValueError: the cache is full.
         """
-        if max(cache.lengths) >= self.config.block_size:
-            raise ValueError(f"the cache is full at {self.config.block_size} positions")
-        x = self.transformer.decode(self.transformer.wte(tokens), cache)
-        return self._logits(x, head)
+        x = self.transformer.wte(tokens) + self.transformer.wpe.weight[cache.begin_step()]
+        x = x[:, None]  # (B, 1, C)
+        for layer, block in enumerate(self.transformer.blocks):
+            x = block(x, partial(cache.attend, layer))
+        logits: Tensor = self.lm_head(self.transformer.ln_f(x[:, 0]), ids)
+        return logits.float()
 
     def _embed(self, tokens: Tensor, n_merged: int) -> Tensor:
         x: Tensor = self.transformer.wte(tokens)  # (B, T, C)
@@ -291,10 +292,6 @@ class GPT(nn.Module):
             merged = x[:, :n_merged] + x[:, n_merged : 2 * n_merged]
             x = torch.cat((merged, x[:, 2 * n_merged :]), dim=1)
         return x
-
-    def _logits(self, x: Tensor, head: slice) -> Tensor:
-        logits: Tensor = self.lm_head(self.transformer.ln_f(x), head)
-        return logits.float()
 
 
 class FineGPT(nn.Module):
@@ -322,7 +319,7 @@ class FineGPT(nn.Module):
         Args:
             codes: (B, T, n_codes_total) int64 in [0, input_vocab_size).
             codebook: the one to predict, in [n_codes_given, n_codes_total).
-            start: first frame whose logits are wanted; all frames are attended to.
+            start: first frame whose logits are returned; all frames are attended to.
 
         Returns:
             (B, T - start, output_vocab_size) float32.
@@ -338,9 +335,9 @@ class FineGPT(nn.Module):
         x = tables[0](codes[:, :, 0])  # (B, T, C)
         for k in range(1, codebook + 1):
             x = x + tables[k](codes[:, :, k])
-        x = self.transformer.ln_f(self.transformer(x, start=start))
-        head = next(tables[codebook - config.n_codes_given + 1].parameters())
-        return ops.linear(x, head).float()
+        head = tables[codebook - config.n_codes_given + 1]
+        assert isinstance(head, nn.Embedding)
+        return F.linear(self.transformer(x, start), head.weight).float()
 
 
 def _init_weights(module: nn.Module) -> None:

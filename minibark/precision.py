@@ -1,4 +1,4 @@
-"""Names of precisions, and which device has which."""
+"""Names of precisions and backends, and which device has which precision."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import torch
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 PRECISIONS = (*FLOATS, "int8", "int4")
+BACKENDS = ("torch", "triton")
+
+
+class BackendError(ValueError):
+    """A backend that cannot run here, or that gives wrong results here."""
 
 
 def parse_precision(name: str) -> str:

@@ -27,15 +27,6 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
 
-    def __post_init__(self) -> None:
-        t, k, p = self.temperature, self.top_k, self.top_p
-        if t is not None and not 0 <= t < math.inf:
-            raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {t}")
-        if k is not None and (k < 0 or k != int(k)):
-            raise ValueError(f"top_k must be 0 (off) or a positive whole number, got {k}")
-        if p is not None and not 0 < p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {p}")
-
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""

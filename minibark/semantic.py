@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,12 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import GenerationConfig
-from .decoding import CachedDecoder, Decoder, RandomStreams, choose_tokens
+from .decoding import CachedDecoder, MakeDecoder, RandomStreams, choose_next
 from .model import GPT
 from .sampling import OnStep, Sampling, check_finite
 
-# Steps after which the end is looked for, where a decoder can take many at once.
-END_TEST_STEPS = 16
+END_TEST_STEPS = 16  # between two looks for the end, where a decoder can take many steps at once
 
 
 def semantic_prompt(text: Tensor, history: Tensor | None, config: GenerationConfig) -> Tensor:
@@ -86,9 +85,9 @@ def generate_semantic(
     max_duration_s: float | None = None,
     allow_early_stop: bool = True,
     on_step: OnStep | None = None,
-    decoder: Callable[[GPT, int], Decoder] = CachedDecoder,
+    decoder: MakeDecoder = CachedDecoder,
 ) -> list[Tensor]:
-    """Semantic tokens of a batch of utterances.
+    """The semantic tokens of a batch of utterances.
 
     A row ends when the end token (`semantic_pad_token`) is drawn or, whatever was drawn, when its
     probability is at least `min_eos_p`; the draw comes first.
@@ -103,48 +102,52 @@ def generate_semantic(
         max_duration_s: limit in seconds of audio; None is the model's own (`max_new_tokens`).
         allow_early_stop: False takes the end token away: every row runs to its limit.
         on_step: told of progress.
-        decoder: which implementation of the loop contract to run on.
+        decoder: what makes the decoder to run on.
 
     Returns:
         B tensors (S_b,) int64 in [0, semantic_vocab_size), on the CPU; S_b may be 0.
 
     Source: suno-ai/bark, bark/generation.py, generate_text_semantic.
     """
-    device = model.transformer.wpe.weight.device
     decode = decoder(model, config.max_input_semantic_length)
+    streams = RandomStreams(generators, model.transformer.wpe.weight.device)
+    at_once = 1 if streams.shared else min(decode.steps_at_once, END_TEST_STEPS)
     end = config.semantic_vocab_size
     # Compared in float32, as the reference does.
     least_end_p = math.inf if min_eos_p is None else float(np.float32(min_eos_p))
-    head = slice(0, end + allow_early_stop)
+    ids = slice(0, end + 1 if allow_early_stop else end)
     n_steps = max_semantic_steps(config, max_duration_s)
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(rows)))
-    streams = RandomStreams(generators, device)
-    at_once = 1 if streams.shared else min(decode.steps_at_once, END_TEST_STEPS)
-    logits = decode.prefill(prompts, head)
-    check_finite(logits, "semantic")
-    made, end_p = (
-        found[None] for found in choose_tokens(logits, head, sampling, streams, [True] * len(rows))
-    )
-    step = 0
-    while True:
-        for i, (tokens, ends) in enumerate(zip(made.tolist(), end_p.tolist(), strict=True)):
-            step += 1
-            for row in sorted(running):
-                if allow_early_stop and (tokens[row] == end or ends[row] >= least_end_p):
-                    running.discard(row)
-                    streams.give_back(row, len(made) - 1 - i)
-                else:
-                    rows[row].append(tokens[row])
-            if not running or step == n_steps:
-                break
-            if on_step:
-                on_step("semantic", step, n_steps)
-        if not running or step == n_steps:
+
+    def steps() -> Iterator[tuple[list[int], list[float], int]]:
+        """Of each step the rows' tokens and probabilities of an end, and how many are ahead."""
+        active = [True] * len(rows)
+        logits = decode.prefill(prompts, ids)
+        check_finite(logits, "semantic")
+        tokens, end_p = choose_next(logits, ids, sampling, streams, active)
+        yield tokens.tolist(), end_p.tolist(), 0
+        for first in range(1, n_steps, at_once):
+            n = min(at_once, n_steps - first)
+            active = [row in running for row in range(len(rows))]
+            many, many_p = decode.take_steps(tokens, [ids] * n, sampling, streams, [active] * n)
+            tokens = many[-1]
+            for i, step in enumerate(zip(many.tolist(), many_p.tolist(), strict=True)):
+                yield *step, n - 1 - i
+
+    done = 0
+    for tokens, end_ps, n_ahead in steps():
+        done += 1
+        for row in sorted(running):
+            if allow_early_stop and (tokens[row] == end or end_ps[row] >= least_end_p):
+                running.discard(row)
+                streams.give_back(row, n_ahead)
+            else:
+                rows[row].append(tokens[row])
+        if not running:
             break
-        n = min(at_once, n_steps - step)
-        active = [row in running for row in range(len(rows))]
-        made, end_p = decode.take_steps(made[-1], [head] * n, sampling, streams, [active] * n)
+        if on_step and done < n_steps:
+            on_step("semantic", done, n_steps)
     if on_step:
-        on_step("semantic", step, step)
+        on_step("semantic", done, done)
     return [torch.tensor(row, dtype=torch.int64) for row in rows]

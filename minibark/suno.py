@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from . import SAMPLE_RATE as SAMPLE_RATE
 from .bark import Bark
 from .commands.bars import Bars
 from .voice import Voice, VoiceError
-
-SAMPLE_RATE = 24_000
 
 Array = np.ndarray[Any, Any]
 _bark: Bark | None = None

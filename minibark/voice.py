@@ -8,25 +8,19 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib import format as npy_format
 from torch import Tensor
 
 from .config import GenerationConfig
-from .files import naming, replacing
+from .files import MAX_ARRAY_BYTES, naming, read_npy, read_npz, replacing
 
-_PARTS = ("semantic", "coarse", "fine")
-
-_MAX_BYTES = 1 << 26
-
-_MAX_ELEMENTS = 1 << 22
+PARTS = ("semantic", "coarse", "fine")
 
 
 class VoiceError(ValueError):
@@ -80,7 +74,7 @@ class Voice:
                     raise VoiceError(
                         f"{part}_prompt must hold ids in [0, {end}), got {low} to {high}"
                     )
-            n_semantic, n_coarse, n_fine = (getattr(self, part).shape[-1] for part in _PARTS)
+            n_semantic, n_coarse, n_fine = (getattr(self, part).shape[-1] for part in PARTS)
             ratio = config.coarse_rate_hz / config.semantic_rate_hz
             if round(n_coarse / n_semantic, 1) != round(ratio, 1) or n_coarse != n_fine:
                 raise VoiceError(
@@ -102,7 +96,7 @@ class Voice:
             VoiceError: an array is missing or does not hold whole numbers.
         """
         parts = {}
-        for part in _PARTS:
+        for part in PARTS:
             name = f"{part}_prompt"
             with naming(origin, VoiceError):
                 if name not in arrays:
@@ -118,7 +112,7 @@ class Voice:
 
     def to_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Suno's dictionary, the inverse of `from_arrays`."""
-        return {f"{part}_prompt": getattr(self, part).cpu().numpy() for part in _PARTS}
+        return {f"{part}_prompt": getattr(self, part).cpu().numpy() for part in PARTS}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Voice:
@@ -137,11 +131,14 @@ class Voice:
         for part, path in paths.items():
             if not os.path.isfile(path):
                 raise FileNotFoundError(f"no voice file at {path}")
-            if path.stat().st_size > _MAX_BYTES:
-                raise VoiceError(f"{path} is larger than {_MAX_BYTES >> 20} MiB: not a voice")
+            if path.stat().st_size > MAX_ARRAY_BYTES:
+                raise VoiceError(f"{path} is larger than {MAX_ARRAY_BYTES >> 20} MiB: not a voice")
             data = io.BytesIO(path.read_bytes())
             with naming(f"{path} is not a readable voice", VoiceError):
-                arrays |= {f"{part}_prompt": _read_npy(data)} if part else _read_npz(data)
+                if part:
+                    arrays[f"{part}_prompt"] = read_npy(data)
+                else:
+                    arrays |= read_npz(data, [f"{part}_prompt" for part in PARTS])
         return cls.from_arrays(arrays, ", ".join(map(str, paths.values())))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -157,27 +154,3 @@ class Voice:
         np.savez(buffer, **self.to_arrays())  # type: ignore[arg-type]
         with replacing(path) as part:
             part.write_bytes(buffer.getvalue())
-
-
-def _read_npy(file: BinaryIO) -> np.ndarray[Any, Any]:
-    version = npy_format.read_magic(file)
-    read = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
-    if version not in read:
-        raise ValueError(f"unknown .npy version {version}")
-    shape, _, dtype = read[version](file)
-    if dtype.kind not in "iu":
-        raise ValueError(f"expected whole numbers, got dtype {dtype}")
-    if np.prod(shape, dtype=float) > _MAX_ELEMENTS:
-        raise ValueError(f"shape {shape} is too large for a voice")
-    file.seek(0)
-    return npy_format.read_array(file, allow_pickle=False)
-
-
-def _read_npz(file: BinaryIO) -> dict[str, np.ndarray[Any, Any]]:
-    arrays = {}
-    with zipfile.ZipFile(file) as archive:
-        for name in (f"{part}_prompt" for part in _PARTS):
-            if f"{name}.npy" in archive.namelist():
-                with naming(name, VoiceError), archive.open(f"{name}.npy") as stream:
-                    arrays[name] = _read_npy(io.BytesIO(stream.read(_MAX_BYTES)))
-    return arrays

@@ -19,7 +19,9 @@ import oracles
 import torch
 from torch import Tensor, nn
 
+from minibark import fast
 from minibark.checkpoint.layouts import Checkpoint
+from minibark.checkpoint.shapes import random_state
 from minibark.config import BarkConfig, CodecConfig, FineGPTConfig, GenerationConfig, GPTConfig
 from minibark.tokenizer import Tokenizer
 from minibark.voice import Voice
@@ -278,6 +280,19 @@ def save_hf_voices(folder: Path, voices: dict[str, Voice]) -> Path:
     return folder
 
 
+def state_of(config: BarkConfig, stage: str, seed: int = 0) -> dict[str, Tensor]:
+    """Random weights of a stage."""
+    return random_state(stage, config=config, seed=seed)
+
+
+def built(
+    checkpoint: Checkpoint, stage: str, precision: str = "float32", device: str = "cpu"
+) -> nn.Module:
+    """A stage as it runs on a device, on the CPU still."""
+    choice = fast.Choice(torch.device(device), precision, "torch")
+    return fast.build(stage, checkpoint.config, checkpoint.states[stage], choice)
+
+
 def assert_same_outputs(checkpoint: Checkpoint, models: dict[str, nn.Module]) -> None:
     """The checkpoint's stages give the logits, and the codec the audio, of these models.
 
@@ -287,7 +302,7 @@ def assert_same_outputs(checkpoint: Checkpoint, models: dict[str, nn.Module]) ->
     """
     random = torch.Generator().manual_seed(7)
     for stage, model in models.items():
-        ours = checkpoint.build(stage, torch.float32)
+        ours = built(checkpoint, stage)
         with torch.inference_mode():
             if stage == "codec":
                 config = checkpoint.config.codec

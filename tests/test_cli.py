@@ -14,11 +14,12 @@ import torch
 
 import minibark
 from minibark.checkpoint.layouts import Checkpoint
+from minibark.checkpoint.presets import preset
 from minibark.checkpoint.saving import save_checkpoint
 from minibark.checkpoint.shapes import new_module
 from minibark.checkpoint.voices import Voices
 from minibark.commands.main import main
-from minibark.config import STAGES, preset
+from minibark.config import STAGES
 
 QUICK = ["--max-duration", "0.3", "--seed", "1"]
 
@@ -231,12 +232,13 @@ def test_failures_are_one_plain_line_and_leave_nothing(name, model, tmp_path, ca
         (["say"], "required: TEXT"),
         (["sing", "a"], "invalid choice"),
         (["say", "a", "--seed", "x"], "invalid int value"),
-        (["say", "a", "--seed", "-1"], "not in"),
+        (["say", "a", "--seed", "-1"], "seed must be"),
         (["say", "a", "--top-k", "-1"], "top_k"),
         (["say", "a", "--top-p", "0"], "top_p"),
         (["say", "a", "--temperature", "nan"], "temperature"),
-        (["say", "a", "--min-eos-p", "2"], "not in"),
-        (["say", "a", "--max-duration", "0"], "not in"),
+        (["say", "a", "--min-eos-p", "2"], "min_eos_p must be in [0, 1]"),
+        (["say", "a", "--max-duration", "0"], "max_duration_s must be positive"),
+        (["say", "a", "--threads", "0"], "not in [1, 1024]"),
         (["say", "a", "-o", "a.mp3"], ".wav, .flac, .ogg"),
         (["say", "a", "--save-voice", "a.wav"], ".npz"),
         (["say", "a", "--precision", "int3"], "invalid choice"),
@@ -315,3 +317,14 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(model, tmp_path):
     assert rest.strip().splitlines()[-1] == "minibark: interrupted; nothing was written"
     assert "Traceback" not in rest
     assert not list(tmp_path.iterdir())
+
+
+def test_random_is_a_name_in_every_command(tmp_path, capsys):
+    assert main(["info", "random"]) == 0
+    told = capsys.readouterr().out
+    assert "voices 0, 24,000 Hz" in told and "random" not in told
+    assert main(["voices", "--model", "random"]) == 0
+    assert capsys.readouterr().out == "random comes with no voices\n"
+    assert main(["convert", "random", str(tmp_path / "copy"), "-q"]) == 0
+    assert main(["info", str(tmp_path / "copy")]) == 0
+    assert capsys.readouterr().out == told

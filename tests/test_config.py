@@ -7,6 +7,7 @@ import math
 import checkpoints as made
 import pytest
 
+from minibark.checkpoint.presets import preset
 from minibark.checkpoint.schema import config_from_dict, config_from_hf, from_fields
 from minibark.config import (
     BarkConfig,
@@ -15,7 +16,6 @@ from minibark.config import (
     FineGPTConfig,
     GenerationConfig,
     GPTConfig,
-    preset,
 )
 
 STAGES = ("semantic", "coarse", "fine")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,14 +43,12 @@ from minibark.checkpoint.rows import quantize_rows
 from minibark.config import GPTConfig
 from minibark.gpu.fused import _layer
 from minibark.kernels import decode_attention as decode_file
-from minibark.kernels import launch
+from minibark.kernels import launch, linear_kernels
 from minibark.kernels import linear as linear_file
 from minibark.kernels.decode_attention import Splits, decode_attention_ref, decode_attention_splits
 from minibark.kernels.layer import Layer, decode_layer, decode_layer_ref
 from minibark.kernels.linear import (
     TILE_SIZE,
-    Matrix,
-    Norm,
     choose_tile,
     combine_residual,
     combine_residual_ref,
@@ -60,7 +59,8 @@ from minibark.kernels.linear import (
     norm_qkv,
     norm_qkv_ref,
 )
-from minibark.model import Block, KVCache
+from minibark.kernels.matrix import Matrix, Norm
+from minibark.model import GPT, KVCache
 
 DTYPES = (F32, F16, BF16, INT8)
 IN_A_ROW = 4  # times the tolerance of one operation, for a layer and more
@@ -457,20 +457,21 @@ def check_block(device: torch.device, lengths: list[int], n_head: int, bias: boo
     """Several steps of the model's own layer, whose code shares nothing with the kernels."""
     rng = make_rng(device)
     config = GPTConfig(block_size=80, n_layer=1, n_head=n_head, n_embd=96, bias=bias)
-    block = Block(config, causal=True, norm_bias=bias).to(device).requires_grad_(False)
+    model = GPT(config).to(device).requires_grad_(False)
+    block = model.transformer.blocks[0]
     for parameter in block.parameters():
         scale = math.sqrt(parameter.shape[-1]) if parameter.dim() == 2 else 4
         parameter.copy_(randn(rng, *parameter.shape) / scale + (parameter.dim() == 1))
     layer = _layer(block)
-    cache = KVCache(config, len(lengths), device=device, dtype=F32)
+    cache = KVCache(model, len(lengths))
     cache.lengths = list(lengths)
     kv = cache.kv[0]
     kv.copy_(randn(rng, *kv.shape))
     ours = kv.clone()
     for step in range(1, 6):
         x = randn(rng, len(lengths), config.n_embd)
-        cache.grow()
-        expected = block.decode(x, cache, 0)
+        cache.begin_step()
+        expected = block(x[:, None], partial(cache.attend, 0))[:, 0]
         given = torch.tensor([n + step for n in lengths], dtype=torch.int32, device=device)
         decode_layer(x, layer, ours, given)
         assert_close(x, expected, IN_A_ROW)
@@ -538,7 +539,7 @@ def compile_linear(
     constants |= {"NORM_BIAS": bias, "BIAS": bias, "INT8": dtype == INT8}
     constants |= {"BLOCK_N": block_n, "BLOCK_K": block_k}
     constants["PDL"] = capability >= 90 and launch.has_dependent_launch()
-    if kernel is linear_file._batched_linear_kernel:
+    if kernel is linear_kernels._batched_linear_kernel:
         constants |= {"BLOCK_N": linear_file.BATCH_BLOCK_N, "BLOCK_K": linear_file.BATCH_BLOCK_K}
         constants["ROWS"] = linear_file.ROWS
         product_type = {F32: tl.float32, F16: tl.float16}.get(dtype, tl.bfloat16)
@@ -567,7 +568,7 @@ def test_one_row_kernels_compile(monkeypatch, tmp_path, capability, n_embd, dtyp
     skip_unless_native()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for product, (n_out, n_in, flags) in products(n_embd).items():
-        kernel, bias = linear_file._linear_kernel, dtype == F16
+        kernel, bias = linear_kernels._linear_kernel, dtype == F16
         compiled = compile_linear(kernel, n_embd, product, dtype, capability, bias)
         assert_nothing_is_spilled(compiled, tmp_path / "cubin")
         if product == "out":  # x is not moved between threads: only the sum along k is
@@ -596,7 +597,7 @@ def test_batched_kernels_compile(monkeypatch, tmp_path, capability, n_embd, dtyp
     skip_unless_native()
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for product in ("qkv", "fc", "out"):
-        kernel = linear_file._batched_linear_kernel
+        kernel = linear_kernels._batched_linear_kernel
         compiled = compile_linear(kernel, n_embd, product, dtype, capability, False)
         assert_nothing_is_spilled(compiled, tmp_path / "cubin")
         if dtype != F32:

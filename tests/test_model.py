@@ -9,14 +9,13 @@ import torch
 from random_bark import random_gpt, suno_twin
 from torch import Tensor
 
-from minibark import ops
-from minibark.checkpoint.layouts import open_checkpoint
+from minibark import Bark
 from minibark.checkpoint.names import hf_state
 from minibark.config import FineGPTConfig, GPTConfig
 from minibark.cpu import cache as rowsum
-from minibark.cpu.cache import RowSumKVCache
+from minibark.cpu.cache import RowSumCache
 from minibark.decoding import CachedDecoder, UncachedDecoder
-from minibark.model import GPT, FineGPT, KVCache
+from minibark.model import GPT, FineGPT, KVCache, causal_attention, full_attention
 
 ALL = slice(None)
 SHAPE = {"n_layer": 3, "n_head": 2, "n_embd": 32}
@@ -37,8 +36,8 @@ def tokens(*shape: int, end: int = 90) -> Tensor:
     return torch.randint(end, shape)
 
 
-def nan_cache(model: GPT, batch_size: int, dtype: torch.dtype = torch.float32) -> KVCache:
-    cache = KVCache(model.config, batch_size, device=torch.device("cpu"), dtype=dtype)
+def nan_cache(model: GPT, batch_size: int) -> KVCache:
+    cache = KVCache(model, batch_size)
     for buffer in cache.kv:
         buffer.fill_(torch.nan)
     return cache
@@ -51,8 +50,8 @@ def new_cache(request, monkeypatch):
         return nan_cache
     monkeypatch.setattr(rowsum, "CHUNK", 8)
 
-    def make(model: GPT, batch_size: int) -> KVCache:
-        cache = RowSumKVCache(model.config, batch_size)
+    def make(model: GPT, batch_size: int) -> RowSumCache:
+        cache = RowSumCache(model, batch_size)
         cache.keys.fill_(torch.nan)
         cache.values.fill_(torch.nan)
         return cache
@@ -77,7 +76,7 @@ def hf_twin(model: GPT | FineGPT, name: str) -> torch.nn.Module:
     for parameter_name, parameter in twin.named_parameters():
         if "layernorm" in parameter_name and parameter_name.endswith("weight"):
             parameter += 1
-    model.load_state_dict(hf_state(name.lower(), twin.state_dict(), None, name), strict=True)
+    model.load_state_dict(hf_state(name.lower(), twin.state_dict(), name), strict=True)
     return twin
 
 
@@ -167,44 +166,72 @@ def test_prefill_and_decode_equal_forward_at_every_step(n_merged, n_prompt, new_
     x = tokens(48 + n_merged)
     full = model(x[None], n_merged)[0]
     cache = new_cache(model, 1)
-    logits = [model.prefill(x[None, :n_prompt], cache, 0, n_merged=n_merged, head=ALL)[0]]
+    logits = [model.prefill(x[None, :n_prompt], cache, 0, n_merged=n_merged, ids=ALL)[0]]
     for token in x[n_prompt:]:
-        logits.append(model.decode_one(token[None], cache, head=ALL)[0])
+        logits.append(model.decode_one(token[None], cache, ids=ALL)[0])
     assert_close(torch.stack(logits), full[n_prompt - n_merged - 1 :], atol=1e-5)
     assert cache.lengths == [48]
 
 
 def test_a_used_cache_starts_over(new_cache):
     model, cache = random_gpt(TINY), new_cache(random_gpt(TINY), 1)
-    model.prefill(tokens(40)[None], cache, 0, head=ALL)
+    model.prefill(tokens(40)[None], cache, 0, ids=ALL)
     x = tokens(12)
-    model.prefill(x[None, :10], cache, 0, head=ALL)
-    model.decode_one(x[10:11], cache, head=ALL)
-    assert_close(model.decode_one(x[11:], cache, head=ALL)[0], model(x[None])[0, -1], atol=1e-5)
+    model.prefill(x[None, :10], cache, 0, ids=ALL)
+    model.decode_one(x[10:11], cache, ids=ALL)
+    assert_close(model.decode_one(x[11:], cache, ids=ALL)[0], model(x[None])[0, -1], atol=1e-5)
 
 
-@pytest.mark.parametrize(("past", "n_more"), [(1, 1), (7, 20), (30, 1), (16, 16)])
-def test_prompts_can_be_filled_in_parts_and_several_at_once(past, n_more, new_cache):
+@pytest.mark.parametrize("end", [1, 2, 27, 47])
+def test_several_prompts_can_be_filled_at_once(end, new_cache):
     model, x = random_gpt(TINY), tokens(3, 48)
-    full, end = model(x), past + n_more
+    full = model(x)
     cache = new_cache(model, 4)
-    model.prefill(x[:1, :5], cache, 0, head=ALL)
-    first = model.prefill(x[:, :past], cache, 1, head=ALL)
-    assert_close(first, full[:, past - 1], atol=1e-5)
-    second = model.prefill(x[:, past:end], cache, 1, past=past, head=ALL)
-    assert_close(second, full[:, end - 1], atol=1e-5)
+    model.prefill(x[:1, :5], cache, 0, ids=ALL)
+    assert_close(model.prefill(x[:, :end], cache, 1, ids=ALL), full[:, end - 1], atol=1e-5)
     assert cache.lengths == [5, end, end, end]
-    logits = model.decode_one(torch.cat((x[:1, 5], x[:, end])), cache, head=ALL)
+    logits = model.decode_one(torch.cat((x[:1, 5], x[:, end])), cache, ids=ALL)
     assert_close(logits, torch.cat((full[:1, 5], full[:, end])), atol=1e-5)
 
 
-@pytest.mark.parametrize("n_queries", [1, 5, 200, 400])
-@pytest.mark.parametrize("product_dtype", [None, torch.float32])
-def test_attention_of_the_last_positions_is_the_end_of_that_of_all(n_queries, product_dtype):
+def test_attention_of_the_last_position_is_the_end_of_that_of_all():
     q, k, v = torch.randn(3, 2, 3, 400, 16)
-    whole = ops.attention(q, k, v, causal=True)
-    last = ops.attention(q[:, :, -n_queries:], k, v, causal=True, product_dtype=product_dtype)
-    assert_close(last, whole[:, :, -n_queries:], atol=1e-5)
+    for attention in (causal_attention, full_attention):
+        last = attention(q[:, :, -1:], k, v)
+        assert_close(last, attention(q, k, v)[:, :, -1:], atol=1e-5)
+
+
+@pytest.mark.parametrize("start", [0, 1, 16, 19])
+def test_a_layer_may_answer_for_its_last_positions_alone(start):
+    block = random_gpt(TINY).transformer.blocks[0]
+    x = torch.randn(2, 20, 32)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return causal_attention(q, k, v)[:, :, start:]
+
+    assert_close(block(x, attend), block(x)[:, start:], atol=1e-5)
+
+
+def test_the_seam_takes_the_place_of_attention():
+    """Plain products in it give the same logits, in every way that the model is called."""
+    model, x = random_gpt(TINY), tokens(2, 20)
+    expected = model(x)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n_queries, n_keys = q.shape[2], k.shape[2]
+        seen = torch.ones(n_queries, n_keys, dtype=torch.bool).tril(n_keys - n_queries)
+        scores = (q @ k.mT / q.shape[3] ** 0.5).masked_fill(~seen, -torch.inf)
+        calls.append(n_queries)
+        return scores.softmax(-1) @ v
+
+    calls: list[int] = []
+    for block in model.transformer.blocks:
+        block.attn.attend = plain
+    assert_close(model(x), expected, atol=1e-4)
+    assert calls == [20, 20, 20]
+    calls.clear()
+    assert_close(model.prefill(x, nan_cache(model, 2), 0), expected[:, -1], atol=1e-4)
+    assert calls == [20, 20, 1]
 
 
 def test_rows_of_other_lengths_do_not_touch_each_other(new_cache):
@@ -212,10 +239,10 @@ def test_rows_of_other_lengths_do_not_touch_each_other(new_cache):
     sequences = [tokens(length + 10) for length in lengths]
     cache = new_cache(model, 4)
     for row, (x, n) in enumerate(zip(sequences, lengths, strict=True)):
-        model.prefill(x[None, :n], cache, row, head=ALL)
+        model.prefill(x[None, :n], cache, row, ids=ALL)
     for step in range(10):
         newest = torch.stack([x[n + step] for x, n in zip(sequences, lengths, strict=True)])
-        logits = model.decode_one(newest, cache, head=ALL)
+        logits = model.decode_one(newest, cache, ids=ALL)
     for row, x in enumerate(sequences):
         assert_close(logits[row], model(x[None])[0, -1], atol=1e-5)
 
@@ -224,10 +251,8 @@ def test_head_slices_are_slices_of_all_logits():
     model, x, head = random_gpt(TINY), tokens(11), slice(13, 37)
     cache = nan_cache(model, 1)
     expected = model(x[None])[0]
-    assert_close(
-        model.prefill(x[None, :10], cache, 0, head=head)[0], expected[-2, 13:37], atol=1e-5
-    )
-    assert_close(model.decode_one(x[10:], cache, head=head)[0], expected[-1, 13:37], atol=1e-5)
+    assert_close(model.prefill(x[None, :10], cache, 0, ids=head)[0], expected[-2, 13:37], atol=1e-5)
+    assert_close(model.decode_one(x[10:], cache, ids=head)[0], expected[-1, 13:37], atol=1e-5)
 
 
 @pytest.mark.parametrize("decoder", [CachedDecoder, UncachedDecoder])
@@ -250,11 +275,11 @@ def test_decoders_follow_the_loop_contract(decoder):
 )
 def test_wide_models_have_the_cache_that_is_summed_by_rows(monkeypatch):
     model, x = random_gpt(TINY), tokens(30)
-    narrow, wide = CachedDecoder(model), CachedDecoder(model)
+    narrow, wide = (CachedDecoder(model, new_cache=rowsum.new_cache) for _ in "ab")
     narrow.prefill([x[:20]], ALL)
     monkeypatch.setattr(rowsum, "LEAST_EMBD", 32)
     wide.prefill([x[:20]], ALL)
-    assert type(narrow.cache) is KVCache and type(wide.cache) is RowSumKVCache
+    assert type(narrow.cache) is KVCache and type(wide.cache) is RowSumCache
     for token in x[20:]:
         logits = [decoder.decode_one(token[None], ALL) for decoder in (narrow, wide)]
     assert_close(*logits, atol=1e-5)
@@ -275,14 +300,14 @@ def test_what_does_not_fit_is_refused():
         model(tokens(1, 59), n_merged=10)
     assert model(tokens(1, 58), n_merged=10).shape == (1, 48, 70)
     with pytest.raises(ValueError, match="49 positions"):
-        model.prefill(tokens(49)[None], cache, 0, head=ALL)
+        model.prefill(tokens(49)[None], cache, 0, ids=ALL)
     with pytest.raises(ValueError, match="49 positions"):
         random_gpt(FINE)(tokens(1, 49, 8), 2)
-    model.prefill(tokens(5)[None], cache, 0, head=ALL)
-    model.prefill(tokens(47)[None], cache, 1, head=ALL)
-    model.decode_one(tokens(2), cache, head=ALL)
+    model.prefill(tokens(5)[None], cache, 0, ids=ALL)
+    model.prefill(tokens(47)[None], cache, 1, ids=ALL)
+    model.decode_one(tokens(2), cache, ids=ALL)
     with pytest.raises(ValueError, match="full at 48"):
-        model.decode_one(tokens(2), cache, head=ALL)
+        model.decode_one(tokens(2), cache, ids=ALL)
     assert cache.lengths == [6, 48]
 
 
@@ -293,9 +318,9 @@ def test_half_precision_gives_float32_logits_near_the_exact_ones(dtype, toleranc
     """The tolerance is the error's root mean square over that of the logits."""
     model, x = random_gpt(WITH_BIAS), tokens(1, 40)
     half = random_gpt(WITH_BIAS).to(dtype)
-    cache = nan_cache(half, 1, dtype)
-    stepwise = [half.prefill(x[:, :20], cache, 0, head=ALL)[0]]
-    stepwise += [half.decode_one(x[:, t], cache, head=ALL)[0] for t in range(20, 40)]
+    cache = nan_cache(half, 1)
+    stepwise = [half.prefill(x[:, :20], cache, 0, ids=ALL)[0]]
+    stepwise += [half.decode_one(x[:, t], cache, ids=ALL)[0] for t in range(20, 40)]
     expected = model(x)[0]
     for logits, exact in ((half(x)[0], expected), (torch.stack(stepwise), expected[19:])):
         assert logits.dtype == torch.float32
@@ -310,7 +335,7 @@ def test_half_precision_gives_float32_logits_near_the_exact_ones(dtype, toleranc
 @pytest.mark.weights
 def test_released_large_text_model_gives_the_published_logits():
     path = random_bark.shared("reference/bark_large_text_logits.npz")
-    model = open_checkpoint(random_bark.released_large()).build("semantic", torch.float32)
+    model = Bark.from_pretrained(random_bark.released_large(), device="cpu").model("semantic")
     with np.load(path) as file:
         reference = {name: torch.from_numpy(file[name]) for name in file.files}
     prompts = [name for name in reference if name.endswith("_prompt")]

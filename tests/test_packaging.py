@@ -219,6 +219,7 @@ def test_import_does_nothing_beyond_importing():
 
 def test_public_names():
     assert sorted(minibark.__all__) == [
+        "BackendError",
         "Bark",
         "BarkConfig",
         "CheckpointError",
@@ -226,6 +227,7 @@ def test_public_names():
         "FineGPTConfig",
         "GPTConfig",
         "GenerationConfig",
+        "Options",
         "SAMPLE_RATE",
         "Tokenizer",
         "Voice",

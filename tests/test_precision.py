@@ -13,18 +13,19 @@ import torch
 import torch.nn.functional as F
 
 import minibark
-from minibark import ops
+from minibark.checkpoint.presets import preset
 from minibark.checkpoint.rows import dequantize_rows, quantize_rows
-from minibark.config import FineGPTConfig, GPTConfig, preset
+from minibark.config import FineGPTConfig, GPTConfig
 from minibark.cpu import abilities as cpu
-from minibark.cpu import int4
+from minibark.cpu import float32, int4
 from minibark.cpu import reduce as room
+from minibark.cpu.attention import causal_by_block, full_by_head
 from minibark.cpu.float16 import Embedding16, Linear16
 from minibark.cpu.int4 import Int4Embedding, Int4Linear, dequantize_groups, quantize_groups
 from minibark.cpu.int8 import Int8Embedding, Int8Linear, Int8ManyRows, multiply_int8
 from minibark.cpu.reduce import reduce
 from minibark.decoding import CachedDecoder, UncachedDecoder
-from minibark.model import GPT, FineGPT
+from minibark.model import GPT, FineGPT, Head, causal_attention, full_attention
 from minibark.precision import PRECISIONS
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64}
@@ -275,11 +276,10 @@ def test_embeddings_are_close_to_float32():
 def test_attention_by_head_is_attention(n_queries):
     torch.manual_seed(3)
     q, k, v = torch.randn(3, 2, 3, 600, 16)
-    q = q[:, :, :n_queries]
-    expected = ops.attention(q, k, v, causal=False)
-    same = ops.attention(q, k, v, causal=False, product_dtype=torch.float32)
-    torch.testing.assert_close(same, expected)
-    got = ops.attention(q, k, v, causal=False, product_dtype=torch.bfloat16)
+    q = q[:, :, -n_queries:]
+    expected = full_attention(q, k, v)
+    torch.testing.assert_close(full_by_head(q, k, v, torch.float32), expected)
+    got = full_by_head(q, k, v)
     assert got.dtype == torch.float32 and 0 < relative_error(got, expected) < 0.01
 
 
@@ -287,29 +287,27 @@ def test_attention_by_head_is_attention(n_queries):
 def test_causal_attention_by_block_is_attention(n_positions):
     torch.manual_seed(3)
     q, k, v = torch.randn(3, 2, 3, n_positions, 16)
-    expected = ops.attention(q, k, v, causal=True)
-    same = ops.attention(q, k, v, causal=True, product_dtype=torch.float32)
-    torch.testing.assert_close(same, expected)
-    got = ops.attention(q, k, v, causal=True, product_dtype=torch.bfloat16)
+    expected = causal_attention(q, k, v)
+    torch.testing.assert_close(causal_by_block(q, k, v, torch.float32), expected)
+    got = causal_by_block(q, k, v)
     assert got.dtype == torch.float32 and 0 < relative_error(got, expected) < 0.01
+    last = causal_by_block(q[:, :, -1:], k, v)
+    torch.testing.assert_close(last, expected[:, :, -1:])
 
 
+@pytest.mark.skipif(not cpu.has_onednn_linear(), reason="this torch has no oneDNN linear")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("n_rows", [1, 3, 257])
 def test_onednns_linear_is_torchs(n_rows, bias):
     torch.manual_seed(4)
-    weight, x = torch.randn(1024, 768), torch.randn(n_rows, 768)
-    b = torch.randn(1024) if bias else None
-    assert weight.numel() > ops.SMALL and ops.has_onednn_linear()
-    with torch.inference_mode():
-        torch.testing.assert_close(
-            ops.linear(x, weight, b), F.linear(x, weight, b), rtol=0, atol=1e-3
-        )
-        torch.testing.assert_close(ops.linear(x[None], weight, b)[0], ops.linear(x, weight, b))
-        part = ops.linear(x, weight[100:900])
-        torch.testing.assert_close(part, F.linear(x, weight[100:900]), rtol=0, atol=1e-3)
-    x.requires_grad_()
-    assert ops.linear(x, weight, b).requires_grad  # training goes on as before
+    plain = torch.nn.Linear(768, 1024, bias=bias).requires_grad_(False)
+    x = torch.randn(n_rows, 768)
+    dressed = float32.OneDNNLinear(plain)
+    torch.testing.assert_close(dressed(x), plain(x), rtol=0, atol=1e-4)
+    torch.testing.assert_close(dressed(x[None])[0], dressed(x))
+    head = Head(GPTConfig(n_embd=768)).requires_grad_(False)
+    part = float32.OneDNNHead(head)(x, slice(100, 9000))
+    torch.testing.assert_close(part, head(x, slice(100, 9000)), rtol=0, atol=1e-4)
 
 
 # ---- models
@@ -359,17 +357,27 @@ def test_cached_steps_are_the_whole_sequence_and_heads_are_slices(product, preci
     assert torch.allclose(pairs[-1][1][0], everything, atol=0.1 * float(everything.std()))
 
 
-def test_small_matrices_are_laid_out_by_columns_and_mean_the_same():
+def test_a_float32_model_is_dressed_and_means_the_same():
     torch.manual_seed(5)
-    small, large = torch.nn.Linear(64, 96, bias=False), torch.nn.Linear(768, 768)
-    model = torch.nn.ModuleList([small, large])
+    config = GPTConfig(input_vocab_size=300, output_vocab_size=700, n_layer=1, n_head=8, n_embd=512)
+    model = trained_like(GPT(config))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    place = large.weight.data_ptr()
-    room.lay_out(model)
-    assert small.weight.stride() == (1, 96) and large.weight.data_ptr() == place
-    assert not small.weight.requires_grad
+    tokens = torch.randint(0, 300, (2, 30))
+    expected = model(tokens)
+    place = model.transformer.h[0].mlp.c_fc.weight.data_ptr()
+    float32.dress(model)
+    attn, mlp = model.transformer.h[0].attn, model.transformer.h[0].mlp
+    if cpu.has_onednn_linear():
+        kinds = [type(module) for module in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj)]
+        linear = float32.OneDNNLinear
+        assert kinds == [linear, torch.nn.Linear, linear, linear]
+        assert type(model.lm_head) is float32.OneDNNHead
+    assert attn.c_proj.weight.stride() == (1, 512) and mlp.c_fc.weight.data_ptr() == place
+    assert not attn.c_proj.weight.requires_grad
+    assert list(model.state_dict()) == list(before)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
+    torch.testing.assert_close(model(tokens), expected, rtol=0, atol=1e-3)
 
 
 def test_what_is_reduced_where():
@@ -456,7 +464,7 @@ print((before - held()) * resource.getpagesize())
 
 
 def test_paths_are_told_in_words(product):
-    told = {precision: room.describe_paths(precision) for precision in PRECISIONS}
+    told = {precision: room.describe(precision) for precision in PRECISIONS}
     assert len(set(told.values())) == len(told)
     assert ("expanded" in told["int4"]) == (product == "plain")
     assert ("expanded" in told["int8"]) == (product == "plain")

@@ -13,10 +13,11 @@ import torch
 
 import minibark
 from minibark.checkpoint.layouts import Checkpoint, open_checkpoint
+from minibark.checkpoint.presets import preset
 from minibark.checkpoint.saving import save_checkpoint
 from minibark.checkpoint.shapes import new_module
 from minibark.checkpoint.voices import Voices
-from minibark.config import STAGES, BarkConfig, preset
+from minibark.config import STAGES, BarkConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

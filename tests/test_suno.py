@@ -10,7 +10,7 @@ import torch
 
 import minibark
 import minibark.suno as ours
-from minibark.config import preset
+from minibark.checkpoint.presets import preset
 
 
 @pytest.fixture

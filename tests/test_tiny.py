@@ -115,28 +115,28 @@ def test_greedy_tokens_are_the_same_on_every_path(bark, voice):
     loaded = bark.load_voice(voice)
     texts = [torch.tensor(bark.tokenizer.encode(text)) for text in SENTENCES[:2]]
     prompts = [semantic_prompt(text, loaded.semantic if voice else None, g) for text in texts]
-    with bark._stage("semantic") as model:
+    model = bark.model("semantic")
 
-        def generate(prompts, **options):
-            none = [None] * len(prompts)
-            return generate_semantic(model, prompts, g, GREEDY, none, max_duration_s=1, **options)
+    def generate(prompts, **options):
+        none = [None] * len(prompts)
+        return generate_semantic(model, prompts, g, GREEDY, none, max_duration_s=1, **options)
 
-        batch = generate(prompts)
-        alone = [generate([prompt])[0] for prompt in prompts]
-        plain = generate(prompts, decoder=UncachedDecoder)
+    batch = generate(prompts)
+    alone = [generate([prompt])[0] for prompt in prompts]
+    plain = generate(prompts, decoder=UncachedDecoder)
     for one, two, three in zip(batch, alone, plain, strict=True):
         assert torch.equal(one, two) and torch.equal(one, three)
     semantics = [bark.text_to_semantic(text, voice, temperature=0) for text in texts]
     short = [semantic[:45] for semantic in semantics]  # over one window's end and the history's
-    with bark._stage("coarse") as model:
+    model = bark.model("coarse")
 
-        def generate(rows, **options):
-            none = [None] * len(rows)
-            return generate_coarse(model, rows, [loaded] * len(rows), g, GREEDY, none, **options)
+    def generate(rows, **options):
+        none = [None] * len(rows)
+        return generate_coarse(model, rows, [loaded] * len(rows), g, GREEDY, none, **options)
 
-        batch = generate(short)
-        alone = [generate([semantic])[0] for semantic in short]
-        plain = generate(short, decoder=UncachedDecoder)
+    batch = generate(short)
+    alone = [generate([semantic])[0] for semantic in short]
+    plain = generate(short, decoder=UncachedDecoder)
     for one, two, three in zip(batch, alone, plain, strict=True):
         assert torch.equal(one, two) and torch.equal(one, three)
 

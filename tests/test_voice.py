@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from minibark import Bark, CheckpointError, Voice, VoiceError
+from minibark.checkpoint.presets import preset
 from minibark.checkpoint.voices import Voices
-from minibark.config import GenerationConfig, preset
+from minibark.config import GenerationConfig
 
 CONFIG = GenerationConfig()
 PARTS = ("semantic_prompt", "coarse_prompt", "fine_prompt")

@@ -17,13 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from minibark import Bark, BarkConfig, CheckpointError, Tokenizer, convert
 from minibark.checkpoint.layouts import Checkpoint, open_checkpoint
+from minibark.checkpoint.presets import preset
 from minibark.checkpoint.rows import quantize_rows
 from minibark.checkpoint.saving import save_checkpoint
 from minibark.checkpoint.schema import config_from_dict
 from minibark.checkpoint.shapes import new_module
 from minibark.checkpoint.tensors import read_pickle
 from minibark.checkpoint.voices import Voices
-from minibark.config import STAGES, preset
+from minibark.config import STAGES
 from minibark.cpu import abilities as cpu
 from minibark.cpu.int8 import Int8Embedding, Int8Linear
 from minibark.precision import PRECISIONS
@@ -319,8 +320,10 @@ def test_convert_narrows_all_but_the_codec(precision, hf, tmp_path):
             narrowed = after.states[stage][name]
             assert narrowed.dtype == dtype
             assert torch.equal(narrowed, tensor.to(dtype))
-    assert after.build("codec", torch.float16).codebooks.dtype == torch.float32
-    assert after.build("fine", torch.float16).transformer.wpe.weight.dtype == torch.float16
+    assert made.built(after, "codec", "float16", "cuda").codebooks.dtype == torch.float32
+    assert (
+        made.built(after, "fine", "float16", "cuda").transformer.wpe.weight.dtype == torch.float16
+    )
 
 
 def test_convert_refuses_what_does_not_fit_the_precision(hf, tmp_path):
@@ -392,17 +395,18 @@ def test_int8_is_stored_for_matrices_only(hf, int8):
     assert n_matrices == 3 * (2 * 4) + 3 + 2 * 2 + 4  # linears, wpe, wte and lm_head, wtes
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_an_int8_checkpoint_opens_in_every_precision(dtype, hf, int8):
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_an_int8_checkpoint_opens_in_every_precision(precision, hf, int8):
+    dtype = getattr(torch, precision)
     before, after = opened(hf), opened(int8)
     for stage in ("semantic", "coarse", "fine"):
-        close = dict(before.build(stage, torch.float32).named_parameters())
-        for name, parameter in after.build(stage, dtype).named_parameters():
+        close = dict(made.built(before, stage).named_parameters())
+        for name, parameter in made.built(after, stage, precision, "cuda").named_parameters():
             assert parameter.dtype == dtype
             step = close[name].abs().max() * (1 / 127 + torch.finfo(dtype).eps)
             assert (parameter.float() - close[name]).abs().max() <= step, name
     tokens = torch.arange(40)[None]
-    stages = [checkpoint.build("semantic", torch.float32) for checkpoint in (before, after)]
+    stages = [made.built(checkpoint, "semantic") for checkpoint in (before, after)]
     theirs, ours = (stage(tokens) for stage in stages)
     assert (ours - theirs).pow(2).mean().sqrt() < 0.1 * theirs.std()
 
@@ -413,7 +417,7 @@ def test_an_int8_checkpoint_runs_in_int8_as_it_is(int8, monkeypatch):
     checkpoint = opened(int8)
     found = 0
     for stage in ("semantic", "coarse", "fine"):
-        model = checkpoint.build_reduced(stage, "int8")
+        model = made.built(checkpoint, stage, "int8")
         stored = checkpoint.states[stage]
         for name, module in model.named_modules():
             if isinstance(module, (Int8Linear, Int8Embedding)):
@@ -431,13 +435,13 @@ def test_an_int8_checkpoint_runs_in_int8_as_it_is(int8, monkeypatch):
 def test_a_reduced_stage_has_its_other_weights_in_float32_as_they_are(precision, hf):
     checkpoint = opened(hf)
     for stage in ("semantic", "coarse", "fine"):
-        model, stored = checkpoint.build_reduced(stage, precision), checkpoint.states[stage]
+        model, stored = made.built(checkpoint, stage, precision), checkpoint.states[stage]
         rest = model.state_dict()
         assert {"transformer.wpe.weight", "transformer.ln_f.weight"} <= rest.keys()
         for name, tensor in rest.items():
             assert tensor.dtype == torch.float32
             assert torch.equal(tensor, stored[name].float()), name
-    codec = checkpoint.build_reduced("codec", precision).state_dict()
+    codec = made.built(checkpoint, "codec", precision).state_dict()
     assert {tensor.dtype for tensor in codec.values()} == {torch.float32}
 
 
@@ -468,7 +472,7 @@ def test_converting_int8_to_floats_multiplies_it_out(precision, int8, tmp_path):
     before, after = opened(int8), opened(tmp_path / "out")
     dtype = getattr(torch, precision)
     for stage in ("semantic", "coarse", "fine"):
-        expected = before.build(stage, dtype).state_dict()
+        expected = made.built(before, stage, precision, "cuda").state_dict()
         assert after.states[stage].keys() == expected.keys()
         for name, tensor in after.states[stage].items():
             assert tensor.dtype == dtype
@@ -502,7 +506,7 @@ def test_a_codec_in_half_precision_is_run_in_float32(ours, tmp_path):
     change_tensors(folder / "model.safetensors", halve)
     checkpoint = opened(folder)
     assert {tensor.dtype for tensor in checkpoint.states["codec"].values()} == {torch.float16}
-    state = checkpoint.build("codec", torch.bfloat16).state_dict()
+    state = made.built(checkpoint, "codec", "bfloat16", "cuda").state_dict()
     for name, tensor in opened(ours).states["codec"].items():
         assert torch.equal(state[name], tensor.half().float()), name
     codes = torch.arange(36).reshape(4, 9) % 16
@@ -696,7 +700,7 @@ def mapped_ranges(path: Path) -> list[range]:
 def test_parameters_share_the_file(ours):
     checkpoint = opened(ours)
     for stage in STAGES:
-        module = checkpoint.build(stage, torch.float32)
+        module = made.built(checkpoint, stage, device="cuda")  # where nothing is laid out anew
         for name, parameter in module.named_parameters():
             ranges = mapped_ranges(ours.resolve() / "model.safetensors")
             assert any(parameter.data_ptr() in part for part in ranges), name
@@ -706,13 +710,15 @@ LOAD = """
 import re, sys, torch
 from pathlib import Path
 from minibark.config import STAGES
+from minibark import fast
 from minibark.checkpoint.layouts import open_checkpoint
 def peak_bytes():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 torch.zeros(1)
 before = peak_bytes()
 checkpoint = open_checkpoint(sys.argv[1], offline=True)
-modules = [checkpoint.build(stage, torch.float32) for stage in STAGES]
+plain = fast.Choice(torch.device("cuda"), "float32", "torch")
+modules = [fast.build(s, checkpoint.config, checkpoint.states[s], plain) for s in STAGES]
 loaded = peak_bytes()
 total = sum(float(p.sum()) for module in modules for p in module.parameters())
 print(loaded - before, peak_bytes() - before, total)

@@ -12,7 +12,8 @@ from typing import Any
 from ..files import reason
 
 BUILT_IN = "tiny"
-KNOWN_MODELS = (BUILT_IN, "suno/bark-small", "suno/bark")
+RANDOM = "random"
+KNOWN_MODELS = (BUILT_IN, "suno/bark-small", "suno/bark", RANDOM)
 _TIP = f"the model {BUILT_IN!r} ships with minibark and needs no download"
 
 
@@ -21,8 +22,8 @@ class Source:
     """A directory or a hub repository, asked for files by name.
 
     Attributes:
-        name: path or repository; `BUILT_IN` is always the checkpoint in this package, and a
-            directory of that name is `./tiny`.
+        name: path or repository; `BUILT_IN` is always the checkpoint in this package, `RANDOM` a
+            model with random weights, and directories of such names are `./tiny`, `./random`.
         cache_dir: the hub's cache; None is its usual place.
         revision: branch, tag or commit on the hub.
         offline: never ask the hub, use what is cached.
@@ -40,6 +41,11 @@ class Source:
         """The name as a path, `~` expanded; the built-in model's is in this package."""
         own = Path(__file__).parents[1] / BUILT_IN
         return own if self.name == BUILT_IN else Path(os.path.expanduser(self.name))
+
+    @property
+    def is_random(self) -> bool:
+        """Whether there is nothing to find: the weights are random."""
+        return self.name == RANDOM
 
     @property
     def is_local(self) -> bool:
@@ -61,7 +67,7 @@ class Source:
                 f"this minibark was built without the model {BUILT_IN!r}: {self.path} has no "
                 "config.json. Install it from a complete checkout, or name another model"
             )
-        if self.is_local or os.path.isfile(self.path):
+        if self.is_random or self.is_local or os.path.isfile(self.path):
             return self
         return dataclasses.replace(self, revision=self.need("config.json").parent.name)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..config import (
     STAGES,
@@ -22,17 +21,15 @@ from ..config import (
     GenerationConfig,
     GPTConfig,
 )
-from ..cpu.abilities import give_memory_back
-from ..cpu.reduce import reduce
 from ..files import naming, read_json
-from ..model import GPT, FineGPT
 from ..tokenizer import Tokenizer
-from .hub import Source
+from .hub import RANDOM, Source
 from .names import codec_state, gpt_state, hf_state
-from .reading import _SUNO_MD5, read_any, read_hf
+from .presets import preset
+from .reading import SUNO_MD5, read_any, read_hf
 from .rows import SCALE, floats_state
 from .schema import config_from_dict, config_from_hf, from_fields, released_fields
-from .shapes import checked, empty_module, some
+from .shapes import checked, random_state, some
 from .tensors import State, read_safetensors
 from .voices import Voices
 
@@ -40,8 +37,12 @@ CODEC_REPO = "facebook/encodec_24khz"
 
 VOCAB_REPO = "google-bert/bert-base-multilingual-cased"
 
-_HF_PREFIXES = {"semantic": "semantic.", "coarse": "coarse_acoustics."}
-_HF_PREFIXES |= {"fine": "fine_acoustics.", "codec": "codec_model."}
+_HF_PREFIXES = {
+    "semantic": "semantic.",
+    "coarse": "coarse_acoustics.",
+    "fine": "fine_acoustics.",
+    "codec": "codec_model.",
+}
 
 _SUNO_NAMES = {"semantic": "text", "coarse": "coarse", "fine": "fine"}
 
@@ -65,44 +66,22 @@ class Checkpoint:
     tokenizer: Tokenizer
     voices: Voices
 
-    def build(self, stage: str, dtype: torch.dtype) -> nn.Module:
-        """One stage as a module on the CPU, in evaluation mode; the codec is always float32."""
-        module = empty_module(stage, getattr(self.config, stage))
-        module.load_state_dict(self.parameters(stage, dtype), strict=True, assign=True)
-        return module.eval().requires_grad_(False)
-
-    def build_reduced(
-        self, stage: str, precision: str, device: torch.device | None = None
-    ) -> nn.Module:
-        """One stage in a precision other than float32, as `minibark.precision` has it on a device.
-
-        A matrix is read and converted after the other: no float32 copy of all is made.
-        """
-        if stage == "codec":
-            codec = self.build(stage, torch.float32)
-            # Nothing is left in the mapped file, so that it can go.
-            own = {name: tensor.clone() for name, tensor in codec.state_dict().items()}
-            codec.load_state_dict(own, strict=True, assign=True)
-            return codec.requires_grad_(False)
-        module = empty_module(stage, getattr(self.config, stage))
-        assert isinstance(module, (GPT, FineGPT))
-        if device is not None and device.type != "cpu":
-            from ..gpu.int8 import reduce_to_int8_weights
-
-            reduce_to_int8_weights(module, self.states[stage])
-        else:
-            reduce(module, self.states[stage], precision)
-        give_memory_back()
-        return module.eval().requires_grad_(False)
-
     def parameters(self, stage: str, dtype: torch.dtype) -> State:
-        """One stage's state dict in a floating-point dtype; the codec's is always float32."""
+        """One stage's tensors in a floating-point dtype; the codec's are float32 always."""
         return floats_state(self.states[stage], torch.float32 if stage == "codec" else dtype)
 
     def n_parameters(self, stage: str) -> int:
         """How many numbers a stage has, scales of int8 rows not counted."""
         state = self.states[stage]
         return sum(tensor.numel() for name, tensor in state.items() if not name.endswith(SCALE))
+
+
+def random_checkpoint(
+    config: BarkConfig, tokenizer: Tokenizer, voices: Voices, seed: int = 0
+) -> Checkpoint:
+    """A checkpoint with random weights, decided by the seed."""
+    states = {stage: random_state(stage, config=config, seed=seed) for stage in STAGES}
+    return Checkpoint(RANDOM, config, states, tokenizer, voices)
 
 
 def open_checkpoint(
@@ -117,7 +96,7 @@ def open_checkpoint(
     """Find and check a checkpoint in any of the three layouts.
 
     Args:
-        name: hub repository, directory or `"tiny"` (`hub.BUILT_IN`).
+        name: hub repository, directory, `"tiny"` or `"random"`.
         cache_dir: the hub's cache and ours; None is the usual place of each.
         revision: branch, tag or commit on the hub.
         offline: never ask the hub, use what is cached.
@@ -150,6 +129,9 @@ def open_checkpoint(
 
 def _open_states(source: Source, wanted: Collection[str]) -> tuple[BarkConfig, dict[str, State]]:
     """Configuration and states of the wanted stages of one source, whatever its layout."""
+    if source.is_random:
+        config = preset(RANDOM)
+        return config, {stage: random_state(stage, config=config) for stage in wanted}
     if os.path.isfile(source.path):
         raise CheckpointError(
             f"{source.path} is a file; a model is the directory it lies in, or a hub repository"
@@ -171,18 +153,20 @@ def _open_states(source: Source, wanted: Collection[str]) -> tuple[BarkConfig, d
         raise CheckpointError(f"{path}: unknown tensors {some(extra)}")
     states = {}
     for stage in wanted:
-        state = _strip(flat, prefixes[stage])
-        if not is_ours:
-            state = hf_state(stage, state, config.codec, os.fspath(path))
-        may_be_int8 = is_ours and stage != "codec"
-        states[stage] = checked(stage, state, getattr(config, stage), path, may_be_int8)
+        state, part = _strip(flat, prefixes[stage]), getattr(config, stage)
+        if is_ours:
+            states[stage] = checked(stage, state, part, path, may_be_int8=stage != "codec")
+        elif stage == "codec":
+            states[stage] = codec_state(state, part, os.fspath(path))
+        else:
+            states[stage] = checked(stage, hf_state(stage, state, os.fspath(path)), part, path)
     return config, states
 
 
 def _is_suno(source: Source) -> bool:
-    if not source.is_local or (source.path / "config.json").is_file():
+    if source.is_random or not source.is_local or (source.path / "config.json").is_file():
         return False
-    return any((source.path / name).is_file() for name in _SUNO_MD5)
+    return any((source.path / name).is_file() for name in SUNO_MD5)
 
 
 def _open_config(source: Source) -> tuple[BarkConfig, bool]:
@@ -206,6 +190,8 @@ def _open_voices(source: Source, voices_dir: str | os.PathLike[str] | None) -> V
         if not len(voices):
             raise FileNotFoundError(f"no .npz voices under {os.fspath(voices_dir)}")
         return voices
+    if source.is_random:
+        return Voices({}, Path)
     index = source.find("speaker_embeddings_path.json")
     if index is not None:
         again = dataclasses.replace(source, unreachable=False)
@@ -228,12 +214,18 @@ def open_voices(
     Arguments and errors are those of `open_checkpoint`.
     """
     source = Source(os.fspath(name), cache_dir, revision, offline).pinned()
-    generation = GenerationConfig() if _is_suno(source) else _open_config(source)[0].generation
+    if source.is_random or _is_suno(source):
+        generation = GenerationConfig()
+    else:
+        generation = _open_config(source)[0].generation
     return _open_voices(source, voices_dir), generation
 
 
 def _open_stage(source: Source, stage: str, base: BarkConfig) -> tuple[Any, State]:
     """Configuration and state of one stage, from any layout."""
+    if source.is_random:
+        config, states = _open_states(source, [stage])
+        return getattr(config, stage), states[stage]
     if os.path.isfile(source.path):
         return _open_suno_file(source.path, stage, source.cache_dir)
     config_path = source.find("config.json")
@@ -245,8 +237,7 @@ def _open_stage(source: Source, stage: str, base: BarkConfig) -> tuple[Any, Stat
             fields = {**released_fields(stage, document), "n_codebooks": base.codec.n_codebooks}
             codec = from_fields(CodecConfig, fields, "codec", partial=True)
         path, flat = read_hf(source)
-        state = codec_state(flat, codec, os.fspath(path))
-        return codec, checked(stage, state, codec, path)
+        return codec, codec_state(flat, codec, os.fspath(path))
     config, states = _open_states(source, [stage])
     return getattr(config, stage), states[stage]
 
@@ -275,24 +266,24 @@ def _open_suno_file(
     """
     state, metadata = read_any(path, cache_dir)
     if stage == "codec":
-        config: Any = CodecConfig()
-        state = codec_state(state, config, os.fspath(path))
-    elif "model_args" not in metadata:
+        codec = CodecConfig()
+        return codec, codec_state(state, codec, os.fspath(path))
+    if "model_args" not in metadata:
         raise CheckpointError(f"{path} has no model_args: not one of Suno's text, coarse or fine")
-    else:
-        kind = FineGPTConfig if stage == "fine" else GPTConfig
-        with naming(path):
-            args = dict(json.loads(metadata["model_args"]))
-            if "vocab_size" in args:
-                size = args["vocab_size"]
-                args = {"input_vocab_size": size, "output_vocab_size": size} | args
-            config = from_fields(kind, released_fields(stage, args), "model_args", partial=True)
-        state = {key.removeprefix("_orig_mod."): tensor for key, tensor in state.items()}
-        state = gpt_state(stage, state, os.fspath(path))
-    return config, checked(stage, state, config, path)
+    kind = FineGPTConfig if stage == "fine" else GPTConfig
+    with naming(path):
+        args = dict(json.loads(metadata["model_args"]))
+        if "vocab_size" in args:
+            size = args["vocab_size"]
+            args = {"input_vocab_size": size, "output_vocab_size": size} | args
+        config = from_fields(kind, released_fields(stage, args), "model_args", partial=True)
+    state = {key.removeprefix("_orig_mod."): tensor for key, tensor in state.items()}
+    return config, checked(stage, gpt_state(stage, state, os.fspath(path)), config, path)
 
 
 def _open_tokenizer(source: Source) -> Tokenizer:
+    if source.is_random:
+        return Tokenizer.characters()
     vocab = source.find("vocab.txt")
     if vocab is None and (packed := source.find("tokenizer.json")) is not None:
         content = read_json(packed)

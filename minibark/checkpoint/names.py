@@ -28,10 +28,8 @@ _HF_WORDS = {
 }
 
 
-def hf_state(stage: str, state: State, codec: CodecConfig, where: str) -> State:
-    """A stage's state from Hugging Face's names to ours."""
-    if stage == "codec":
-        return codec_state(state, codec, where)
+def hf_state(stage: str, state: State, where: str) -> State:
+    """A transformer's state from Hugging Face's names to ours."""
     renamed = {}
     for key, tensor in state.items():
         words = [_HF_WORDS.get(word, word) for word in key.split(".")]
@@ -57,7 +55,7 @@ def gpt_state(stage: str, state: State, where: str) -> State:
 
 
 def codec_state(state: State, config: CodecConfig, where: str) -> State:
-    """The codec's state in our names, whichever of its two it came under."""
+    """The codec's state in our names, checked, whichever of its two it came under."""
     for name, tensor in state.items():
         if not tensor.is_floating_point() and not name.startswith("encoder."):
             raise CheckpointError(f"{where}: codec {name} holds {tensor.dtype}, not floats")

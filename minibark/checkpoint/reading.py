@@ -16,7 +16,7 @@ from .shapes import some
 from .tensors import State, read_pickle, read_safetensors, save_safetensors
 
 # Facts of suno-ai/bark as of 2023, from its published checkpoints.
-_SUNO_MD5 = {
+SUNO_MD5 = {
     "text.pt": "b3e42bcbab23b688355cd44128c4cdd3",
     "coarse.pt": "5fe964825e3b0321f9d5f3857b89194d",
     "fine.pt": "5428d1befe05be2ba32195496e58dc90",
@@ -82,7 +82,7 @@ def read_any(path: Path, cache_dir: str | os.PathLike[str] | None) -> tuple[Stat
 
 
 def _warn_unless_published(path: Path) -> None:
-    expected = _SUNO_MD5.get(path.name)
+    expected = SUNO_MD5.get(path.name)
     if expected is None:
         return
     with path.open("rb") as file:

@@ -13,11 +13,14 @@ import torch
 
 from ..config import CheckpointError
 from ..files import inside, replacing
-from ..precision import FLOATS, parse_precision
+from ..precision import FLOATS, PRECISIONS, parse_precision
 from ..sampling import OnStep
 from .layouts import Checkpoint, open_checkpoint
 from .rows import SCALE, floats_state, int8_state
 from .tensors import State, save_safetensors
+
+STORED = tuple(name for name in PRECISIONS if name != "int4")
+"""The precisions that a checkpoint can be stored in."""
 
 
 def convert(
@@ -32,7 +35,7 @@ def convert(
     """Write a checkpoint of any layout as one directory in ours.
 
     Args:
-        source: hub repository, directory or `"tiny"`.
+        source: hub repository, directory, `"tiny"` or `"random"`.
         destination: directory to make; it must not exist, or be empty.
         precision: `"float32"`, `"float16"`, `"bfloat16"` or, for matrices only, `"int8"`, of all
             stages but the codec; None keeps each tensor's.
@@ -45,11 +48,7 @@ def convert(
         CheckpointError: the source is damaged, or its values do not fit the precision.
         ValueError: a precision that is not stored.
     """
-    target = Path(destination)
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise FileExistsError(
-            f"{target} exists and is not empty; choose another or delete it first"
-        )
+    _check_new(destination)
     if precision is not None and parse_precision(precision) == "int4":
         raise ValueError(
             "int4 is made when a model is opened, not stored; convert to int8, or keep the "
@@ -58,7 +57,7 @@ def convert(
     checkpoint = open_checkpoint(source, **options)
     names = list(checkpoint.voices) if voices is None else list(voices)
     states = {stage: _narrow(stage, state, precision) for stage, state in checkpoint.states.items()}
-    save_checkpoint(dataclasses.replace(checkpoint, states=states), target, names, on_step)
+    save_checkpoint(dataclasses.replace(checkpoint, states=states), destination, names, on_step)
 
 
 def save_checkpoint(
@@ -74,7 +73,11 @@ def save_checkpoint(
         directory: where; it must not exist, or be empty.
         voices: names of the voices to take along.
         on_step: told of progress.
+
+    Raises:
+        FileExistsError: the directory has files in it.
     """
+    _check_new(directory)
     with replacing(directory) as part:
         part.mkdir()
         flat = {
@@ -92,6 +95,14 @@ def save_checkpoint(
             checkpoint.voices.load(name).save(path)
             if on_step:
                 on_step("voices", done, len(voices))
+
+
+def _check_new(directory: str | os.PathLike[str]) -> None:
+    target = Path(directory)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise FileExistsError(
+            f"{target} exists and is not empty; choose another or delete it first"
+        )
 
 
 def _narrow(stage: str, state: State, precision: str | None) -> State:

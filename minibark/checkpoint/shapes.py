@@ -22,6 +22,13 @@ def new_module(stage: str, config: BarkConfig) -> nn.Module:
     return _module(stage, getattr(config, stage))
 
 
+def random_state(stage: str, *, config: BarkConfig, seed: int = 0) -> State:
+    """Random weights of a stage, decided by the seed; torch's own random stream stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return new_module(stage, config).state_dict()
+
+
 def _module(stage: str, part: Any) -> nn.Module:
     if stage == "codec":
         return CodecDecoder(part)
@@ -60,9 +67,8 @@ def checked(stage: str, state: State, part: Any, where: Path, may_be_int8: bool 
     expected |= {f"{name}{SCALE}": expected[name][:, 0] for name in int8}
     missing, extra = set(expected) - set(state), set(state) - set(expected)
     if missing or extra:
-        texts = [f"lacks {some(missing)}"] * bool(missing) + [f"has unknown {some(extra)}"] * bool(
-            extra
-        )
+        faults = {"lacks": missing, "has unknown": extra}
+        texts = [f"{fault} {some(names)}" for fault, names in faults.items() if names]
         raise CheckpointError(f"{where}: the {stage} model {' and '.join(texts)}")
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
@@ -84,4 +90,5 @@ def checked(stage: str, state: State, part: Any, where: Path, may_be_int8: bool 
 def some(names: Iterable[str]) -> str:
     """The first five names and how many more there are."""
     ordered = sorted(names)
-    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" * (len(ordered) > 5))
+    more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
+    return ", ".join(ordered[:5]) + more

@@ -6,9 +6,13 @@ import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..files import inside, read_json
-from ..voice import _PARTS, Voice, VoiceError
+from ..voice import PARTS, Voice, VoiceError
+
+VoiceLike = Voice | str | os.PathLike[str] | Mapping[str, Any] | None
+"""A voice by name or `.npz` path, as a `Voice`, as Suno's dictionary, or None for none."""
 
 
 class Voices:
@@ -47,11 +51,11 @@ class Voices:
         for name, entry in entries.items():
             if name == "repo_or_path":
                 continue
-            if not isinstance(entry, dict) or not {f"{part}_prompt" for part in _PARTS} <= set(
+            if not isinstance(entry, dict) or not {f"{part}_prompt" for part in PARTS} <= set(
                 entry
             ):
                 raise VoiceError(f"{index}: voice {name!r:.80} lacks one of its three arrays")
-            files[name] = {part: inside(entry[f"{part}_prompt"], str(index)) for part in _PARTS}
+            files[name] = {part: inside(entry[f"{part}_prompt"], str(index)) for part in PARTS}
         return cls(files, fetch)
 
     def __iter__(self) -> Iterator[str]:
@@ -82,3 +86,21 @@ class Voices:
                 f"no voice {name!r}: this checkpoint {have}{hint}. A path to an .npz file works too"
             )
         return Voice._load({part: self._fetch(path) for part, path in self._files[name].items()})
+
+    def resolve(self, voice: VoiceLike) -> Voice | None:
+        """The voice that a name, path, dictionary or `Voice` stands for; None stays None.
+
+        Raises:
+            VoiceError: an unknown name, or something else.
+            FileNotFoundError: no such file.
+        """
+        if voice is None or isinstance(voice, Voice):
+            return voice
+        if isinstance(voice, Mapping):
+            return Voice.from_arrays(voice)
+        if isinstance(voice, (str, os.PathLike)):
+            name = os.fspath(voice)
+            return Voice.load(name) if name.endswith(".npz") else self.load(name)
+        raise VoiceError(
+            f"a voice is a name, an .npz path, a Voice or a dictionary, not {type(voice)}"
+        )

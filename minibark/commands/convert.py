@@ -1,4 +1,4 @@
-"""`minibark convert`: a checkpoint as one directory in our layout."""
+"""`minibark convert`: a checkpoint of any layout as one directory in ours."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..checkpoint.saving import STORED, convert
 from .bars import Bars
-from .shared import checkpoint_options
+from .shared import add_precision, checkpoint_options
+
+if TYPE_CHECKING:
+    from .shared import Commands
 
 
-def run_convert(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Convert a checkpoint."""
-    from ..checkpoint.saving import convert
+def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "convert", parents=[parent], help="write a checkpoint as one safe, memory-mapped directory"
+    )
+    parser.set_defaults(run=_run)
+    parser.add_argument("source", metavar="SRC", help="hub repository, directory or 'tiny'")
+    parser.add_argument("destination", metavar="DST", help="directory to make")
+    parser.add_argument("--voices", metavar="NAMES", help="take only these, comma between (all)")
+    add_precision(parser, STORED, "as it is")
 
+
+def _run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     with Bars(args.quiet) as bars:
         convert(

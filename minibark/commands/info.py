@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from typing import TYPE_CHECKING
 
+from ..checkpoint.layouts import open_checkpoint
+from ..config import STAGES
+from ..fast import choose
 from .shared import checkpoint_options
 
+if TYPE_CHECKING:
+    from .shared import Commands
 
-def run_info(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Show what a checkpoint holds."""
-    from ..bark import describe_running
-    from ..checkpoint.layouts import open_checkpoint
-    from ..config import STAGES
 
+def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
+    """Add the command and its options."""
+    info = commands.add_parser("info", parents=[parent], help="show what a checkpoint holds")
+    info.set_defaults(run=_run)
+    info.add_argument("model", metavar="MODEL", help="hub repository, directory, 'tiny', 'random'")
+
+
+def _run(args: argparse.Namespace) -> None:
     checkpoint = open_checkpoint(args.model, **checkpoint_options(args))
     columns = "{:<9} {:>13} {:>6} {:>6} {:>6} {:>17} {:>14}  {}"
     print(
@@ -46,4 +55,4 @@ def run_info(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         f"text vocabulary {len(checkpoint.tokenizer):,}, voices {len(checkpoint.voices)}, "
         f"{checkpoint.config.codec.sampling_rate:,} Hz"
     )
-    print(f"runs here {describe_running()}")
+    print(f"runs here {choose()}")

@@ -4,44 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.hub import BUILT_IN, RANDOM
+from ..options import Options, knobs
 
-def checkpoint_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The keywords of `open_checkpoint` that every command has."""
-    return {
-        "cache_dir": args.cache_dir,
-        "revision": args.revision,
-        "offline": args.offline,
-        "stages": dict(args.stage),
-        "voices_dir": args.voices_dir,
-    }
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def tell(line: str) -> None:
     """Say one line on stderr."""
     print("minibark:", " ".join(line.split()), file=sys.stderr)
-
-
-def _stage_option(text: str) -> tuple[str, str]:
-    stage, separator, place = text.partition("=")
-    if not separator or not place:
-        raise argparse.ArgumentTypeError(f"expected STAGE=PLACE, got {text!r}")
-    return stage, place
-
-
-def number(kind: Callable[[str], Any], least: float, most: float) -> Callable[[str], Any]:
-    """A converter for argparse that refuses what is out of range."""
-
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not in [{least:g}, {most:g}]")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it in "invalid float value"
-    return parse
 
 
 def checkpoint_parser() -> argparse.ArgumentParser:
@@ -64,16 +38,86 @@ def checkpoint_parser() -> argparse.ArgumentParser:
     return parent
 
 
+def checkpoint_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keywords of `open_checkpoint` that every command has."""
+    return {
+        "cache_dir": args.cache_dir,
+        "revision": args.revision,
+        "offline": args.offline,
+        "stages": dict(args.stage),
+        "voices_dir": args.voices_dir,
+    }
+
+
+def _stage_option(text: str) -> tuple[str, str]:
+    stage, separator, place = text.partition("=")
+    if not separator or not place:
+        raise argparse.ArgumentTypeError(f"expected STAGE=PLACE, got {text!r}")
+    return stage, place
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add `--model`."""
     parser.add_argument(
         "--model",
         default="suno/bark-small",
-        help="hub repository or directory; 'tiny' ships with minibark, 'random' makes noise to try "
-        "the pipeline out; a directory of such a name is ./tiny (default: %(default)s)",
+        help=f"hub repository or directory; {BUILT_IN!r} ships with minibark, {RANDOM!r} makes "
+        f"noise to try the pipeline out; a directory of such a name is ./{BUILT_IN} "
+        "(default: %(default)s)",
     )
 
 
 def add_precision(parser: argparse.ArgumentParser, choices: tuple[str, ...], default: str) -> None:
     """Add `--precision`."""
     parser.add_argument("--precision", choices=choices, help=f"default: {default}")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every field of `Options`."""
+    group = parser.add_argument_group("how to generate")
+    for name, knob in knobs():
+        flag = knob.flag or "--" + name.replace("_", "-")
+        default = getattr(Options, name)
+        if knob.kind is bool:
+            action = argparse.BooleanOptionalAction
+            group.add_argument(flag, dest=name, action=action, default=default, help=knob.help)
+            continue
+        shown = "" if default is None else f" ({default})"
+        group.add_argument(
+            flag,
+            dest=name,
+            type=_number_or_none(knob.kind),
+            default=default,
+            metavar=knob.metavar,
+            help=knob.help + shown,
+        )
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """The `Options` that were given.
+
+    Raises:
+        ValueError: a bad value.
+    """
+    return Options(**{name: getattr(args, name) for name, _ in knobs()})
+
+
+def _number_or_none(kind: type) -> Any:
+    def parse(text: str) -> Any:
+        return None if text.lower() == "none" else kind(text)
+
+    parse.__name__ = kind.__name__  # argparse names it in "invalid float value"
+    return parse
+
+
+def whole_number(least: int, most: int) -> Any:
+    """A converter for argparse that refuses what is out of range."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not in [{least}, {most}]")
+        return value
+
+    parse.__name__ = "int"
+    return parse

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+from ..checkpoint.layouts import open_voices
+from ..config import GenerationConfig
+from ..voice import Voice
+from .shared import add_model
+
+if TYPE_CHECKING:
+    from .shared import Commands
 
 
-def run_voices(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """List voices, or check one."""
-    from ..checkpoint.layouts import open_voices
-    from ..config import GenerationConfig
-    from ..voice import Voice
+def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
+    """Add the command and its options."""
+    voices = commands.add_parser("voices", parents=[parent], help="list voices, or check one")
+    voices.set_defaults(run=_run)
+    voices.add_argument("name", nargs="?", metavar="NAME|FILE", help="the voice to check")
+    add_model(voices)
 
+
+def _run(args: argparse.Namespace) -> None:
     name = args.name
     if name is not None and name.endswith(".npz"):
         voice, config = Voice.load(name), GenerationConfig()

@@ -13,6 +13,13 @@ import sys
 import torch
 
 
+@functools.cache
+def has_onednn_linear() -> bool:
+    """Whether torch has oneDNN's linear for float32."""
+    built: bool = torch._C._has_mkldnn
+    return built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
 def has_int8_linear() -> bool:
     """Whether this torch multiplies int8 matrices; without, int8 saves memory but no time."""
     return hasattr(torch.ops.quantized, "linear_dynamic") and (

@@ -8,7 +8,7 @@ a table, each times a weight, is as fast as the memory. So both products are wri
     out       = sum_t p[t] V[t]         rows: V's positions t
 
 For the first, keys are kept transposed, in chunks of positions so that few beyond a row's length
-are read. float32, and the same as `ops.decode_attention` up to the order of sums.
+are read. float32, and the same as `model.KVCache` up to the order of sums.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import GPTConfig
-from ..model import GPT, KVCache
+from ..model import GPT, Cache, KVCache, grow
 
 CHUNK = 128  # positions in a row of keys
 LEAST_EMBD = 512  # channels; narrower caches are read in less time than the extra calls take
 
 
+def new_cache(model: GPT, batch_size: int) -> Cache:
+    """An empty cache, of the kind that is faster for the model where it is."""
+    return (RowSumCache if pays(model) else KVCache)(model, batch_size)
+
+
 def pays(model: GPT) -> bool:
-    """Whether this cache is the faster one for a model.
+    """Whether sums of rows are the faster way for a model.
 
     That is on a CPU, in float32, if torch has FBGEMM's sums of rows.
     """
@@ -39,17 +43,20 @@ def pays(model: GPT) -> bool:
     )
 
 
-class RowSumKVCache(KVCache):
+class RowSumCache:
     """A cache in float32, of all layers together: what a step needs of each is found at once.
 
     Attributes:
         keys: (n_layer, B, H, chunks, D, CHUNK).
         values: (n_layer, B, H, block_size, D).
+        lengths: how many positions each row holds.
     """
 
-    def __init__(self, config: GPTConfig, batch_size: int) -> None:
+    def __init__(self, model: GPT, batch_size: int) -> None:
+        config = model.config
         n_layer, n_head, head_size = config.n_layer, config.n_head, config.head_size
         n_chunks = -(-config.block_size // CHUNK)
+        self.block_size = config.block_size
         self.keys = torch.empty(n_layer, batch_size, n_head, n_chunks, head_size, CHUNK)
         self.values = torch.empty(n_layer, batch_size, n_head, config.block_size, head_size)
         self.lengths = [0] * batch_size
@@ -60,30 +67,26 @@ class RowSumKVCache(KVCache):
         self._scale = torch.full((n_chunks, 1), head_size**-0.5)
         self._steps: list[_Step] = []
 
-    def prefill(self, layer: int, row: int, past: int, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """Write a prompt's keys and values, (2, R, H, T, D), behind `past` positions of R rows.
-
-        Returns:
-            The keys and values (R, H, past + T, D) of those rows, from `row` on.
-        """
-        k, v = kv
-        rows, end = slice(row, row + len(k)), past + k.shape[2]
+    def write_prompt(self, row: int, layer: int, k: Tensor, v: Tensor) -> None:
+        """See `Cache`."""
+        rows, n_positions = slice(row, row + len(k)), k.shape[2]
         keys, values = self.keys[layer, rows], self.values[layer, rows]
-        for chunk in range(past // CHUNK, -(-end // CHUNK)):
-            begin = chunk * CHUNK
-            first, last = max(past, begin), min(end, begin + CHUNK)
-            part = k[:, :, first - past : last - past].mT  # (R, H, D, at most CHUNK)
-            keys[:, :, chunk, :, first - begin : last - begin] = part
-        values[:, :, past:end] = v
-        if past:
-            k, v = keys.mT.flatten(2, 3)[:, :, :end], values[:, :, :end]
-        return k, v
+        for chunk, first in enumerate(range(0, n_positions, CHUNK)):
+            part = k[:, :, first : first + CHUNK].mT  # (R, H, D, at most CHUNK)
+            keys[:, :, chunk, :, : part.shape[-1]] = part
+        values[:, :, :n_positions] = v
+        self.lengths[rows] = [n_positions] * len(k)
 
-    def grow(self) -> int | list[int] | Tensor:
-        """Make room for one position more in every row, and say which one that is."""
-        newest = super().grow()
+    def begin_step(self) -> Tensor:
+        """See `Cache`."""
+        newest = grow(self.lengths, self.block_size)
         self._steps = [self._step(row, length) for row, length in enumerate(self.lengths)]
-        return newest
+        return torch.tensor(newest)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `Cache`."""
+        rows = zip(self._steps, q, k, v, strict=True)
+        return torch.stack([step.attend(layer, *qkv) for step, *qkv in rows])
 
     def _step(self, row: int, length: int) -> _Step:
         n_head, head_size = self.keys.shape[2], self.keys.shape[4]
@@ -102,15 +105,6 @@ class RowSumKVCache(KVCache):
             scale=self._scale[:n_chunks],
         )
 
-    def attend(self, layer: int, qkv: Tensor) -> Tensor:
-        """Append the newest position of each row and attend to its past; qkv is (3, B, H, D).
-
-        Returns:
-            (B, H, D).
-        """
-        rows = [step.attend(layer, qkv[:, row]) for row, step in enumerate(self._steps)]
-        return torch.stack(rows)
-
 
 class _Step(NamedTuple):
     """What one row's step needs: of each layer the tables and the places of the new position."""
@@ -126,15 +120,14 @@ class _Step(NamedTuple):
     value_bags: Tensor
     scale: Tensor  # (chunks in use, 1)
 
-    def attend(self, layer: int, qkv: Tensor) -> Tensor:
-        """Append and attend, (3, H, D) -> (H, D)."""
-        q, k, v = qkv.unbind()
-        self.new_keys[layer].copy_(k)
-        self.new_values[layer].copy_(v)
-        weights = (q.unsqueeze(1) * self.scale).view(-1)  # q again for each chunk
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write k and v and attend; all (H, 1, D)."""
+        self.new_keys[layer].copy_(k[:, 0])
+        self.new_values[layer].copy_(v[:, 0])
+        weights = (q * self.scale).view(-1)  # q again for each chunk
         scores = _sum_rows(self.keys[layer], self.key_rows, self.key_bags, weights)
         p = scores.view(len(q), -1)[:, : self.length].softmax(-1).view(-1)
-        return _sum_rows(self.values[layer], self.value_rows, self.value_bags, p)
+        return _sum_rows(self.values[layer], self.value_rows, self.value_bags, p).unsqueeze(1)
 
 
 def _sum_rows(table: Tensor, rows: Tensor, bags: Tensor, weights: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import abilities as cpu
+from . import abilities
 
 FEW_ROWS = 4  # up to so many, torch multiplies float16 fast on a CPU
 
@@ -19,7 +19,7 @@ class Linear16(nn.Module):
         super().__init__()
         self.weight = weight
         self.bias = None if bias is None else bias.to(weight.dtype, copy=True)
-        self.large = torch.bfloat16 if cpu.has_fast_bfloat16() else torch.float32
+        self.large = torch.bfloat16 if abilities.has_fast_bfloat16() else torch.float32
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K)."""

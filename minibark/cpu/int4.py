@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import abilities as cpu
+from . import abilities
 from .int8 import multiply_int8
 
 GROUP = 32  # columns that share a scale and a zero
@@ -128,7 +128,7 @@ class Int4Linear(nn.Module):
         self.n_out = len(q)
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
         self.row_scale: Tensor | None = None  # of the int8 matrix for many rows, if there is one
-        self.fast = cpu.has_int4_linear() and len(q) % 16 == 0
+        self.fast = abilities.has_int4_linear() and len(q) % 16 == 0
         if self.fast:
             self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 2)
             self.scale_and_zero = scale_and_zero.transpose(0, 1).contiguous()  # (K / GROUP, N, 2)
@@ -177,7 +177,7 @@ def _unpack_blocks(packed: Tensor) -> Tensor:
 
 def is_expanded() -> bool:
     """Whether many rows are multiplied in int8 on this machine, if outputs come in whole blocks."""
-    return cpu.has_int4_linear() and cpu.has_int8_matmul() and has_blocks()
+    return abilities.has_int4_linear() and abilities.has_int8_matmul() and has_blocks()
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoint.rows import dequantize_rows
-from . import abilities as cpu
+from . import abilities
 
 
 class Int8Linear(nn.Module):
@@ -20,12 +20,12 @@ class Int8Linear(nn.Module):
         """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
         super().__init__()
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
-        fast = cpu.has_int8_linear()
+        fast = abilities.has_int8_linear()
         self.scale = None if fast else scale.clone()
         self.weight = None if fast else weight.clone()
-        self.packed = _pack_int8(weight, scale, self.bias) if cpu.has_int8_linear() else None
+        self.packed = _pack_int8(weight, scale, self.bias) if abilities.has_int8_linear() else None
         # Without VNNI, pairs of 8-bit products saturate: one bit less for the activations.
-        self.reduce_range = not cpu.has_vnni()
+        self.reduce_range = not abilities.has_vnni()
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K)."""
@@ -74,7 +74,7 @@ class Int8ManyRows(nn.Module):
 def multiply_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """X W, with an int8 matrix as it is, and X's rows quantized each over its own range.
 
-    Needs `cpu.has_int8_matmul`.
+    Needs `abilities.has_int8_matmul`.
 
     Args:
         x: (M, K) float32.

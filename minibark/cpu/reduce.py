@@ -1,4 +1,16 @@
-"""A whole model in a precision other than float32."""
+"""A whole model in a precision other than float32 on a CPU: which matrix is kept how.
+
+    float16, bfloat16   matrices and tables in 16 bits (`float16.py`)
+    int8                a scale for each row (`int8.py`)
+    int4                a scale and a zero for each 32 numbers of a row (`int4.py`)
+
+Whatever it is, a product takes float32 and gives float32; LayerNorms, cache, logits and the codec
+are float32. int4 is for the causal models' layers, whose steps read every weight for one position,
+and their text tables. What changes the tokens more stays int8: the first layer, the heads, the
+small tables. So does the fine model, whose products are bound by arithmetic.
+
+Operators that make this fast may be missing or slow elsewhere (`abilities.py`).
+"""
 
 from __future__ import annotations
 
@@ -9,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.rows import SCALE, floats_of, rows_of
-from ..model import GPT, FineGPT, Head, SelfAttention
-from ..ops import SMALL
+from ..model import GPT, Block, FineGPT
 from ..precision import FLOATS
-from . import abilities as cpu
+from . import abilities, attention
 from .float16 import Embedding16, Linear16
 from .int4 import GROUP, Int4Embedding, Int4Linear, is_expanded
 from .int8 import Int8Embedding, Int8Linear, Int8ManyRows
@@ -20,68 +31,22 @@ from .int8 import Int8Embedding, Int8Linear, Int8ManyRows
 BIG_TABLE = 2**25  # numbers in a table from which it is int4: the released text tables
 
 
-def warn_if_slow(precision: str, device: torch.device) -> None:
-    """Say now, not in the middle, that this torch lacks an operator that makes a precision fast."""
-    if device.type != "cpu":
-        return
-    if precision in ("int8", "int4") and not cpu.has_int8_linear():
-        missing = "quantized::linear_dynamic"
-    elif precision == "int4" and not cpu.has_int4_linear():
-        missing = "_weight_int4pack_mm_for_cpu"
-    else:
-        return
-    warnings.warn(
-        f"this torch ({torch.__version__}) has no {missing}: {precision} saves memory here but is "
-        "slower than float32",
-        stacklevel=3,
-    )
-
-
-def describe_paths(precision: str) -> str:
-    """How a precision's products run on this machine, in words; for benchmarks and reports."""
-    if precision == "float32":
-        return "float32 products"
-    large = "bfloat16" if cpu.has_fast_bfloat16() else "float32"
-    if precision in FLOATS:
-        return f"{precision} for single rows, {large} for many"
-    int8 = "int8 dynamic" if cpu.has_int8_linear() else "int8 expanded to float32"
-    int8 += "" if cpu.has_vnni() or not cpu.has_int8_linear() else ", 7-bit activations (no VNNI)"
-    if precision == "int8":
-        return int8
-    if not cpu.has_int4_linear():
-        return f"int4 expanded to float32 layers, else {int8}"
-    many = "int8" if is_expanded() else "int4"
-    return f"int4 packed layers ({many} for many rows), else {int8}"
-
-
 class ReducedHead(nn.Module):
-    """A Head whose ranges of rows are made into a Linear when they are first asked for."""
+    """A Head whose ranges of ids are made into a Linear when they are first asked for."""
 
-    def __init__(self, n_rows: int, make: Callable[[slice], nn.Module]) -> None:
-        """`make` gives the Linear of a range of the `n_rows` rows."""
+    def __init__(self, n_ids: int, make: Callable[[slice], nn.Module]) -> None:
+        """`make` returns the Linear of a range of the `n_ids` output ids."""
         super().__init__()
-        self.n_rows, self.make = n_rows, make
+        self.n_ids, self.make = n_ids, make
         self.parts: dict[tuple[int, int], nn.Module] = {}
 
-    def forward(self, x: Tensor, rows: slice) -> Tensor:
-        """Logits (..., V) of the given rows from x (..., C)."""
-        first, last, _ = rows.indices(self.n_rows)
+    def forward(self, x: Tensor, ids: slice = slice(None)) -> Tensor:
+        """Logits (..., V) of the output ids in `ids` from x (..., C)."""
+        first, last, _ = ids.indices(self.n_ids)
         if (first, last) not in self.parts:
             self.parts[first, last] = self.make(slice(first, last))
         out: Tensor = self.parts[first, last](x)
         return out
-
-
-def lay_out(model: nn.Module) -> None:
-    """Keep a model's small float32 matrices column after column in memory, in place.
-
-    On a CPU a single row is multiplied by them up to twice as fast. Large ones are oneDNN's, which
-    is fast with either (`ops.linear`), and stay where they are, in the mapped file.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight.numel() <= SMALL:
-            columns = module.weight.detach().T.contiguous()
-            module.weight = nn.Parameter(columns.T, requires_grad=False)
 
 
 def reduce(model: GPT | FineGPT, state: Mapping[str, Tensor], precision: str) -> None:
@@ -93,47 +58,80 @@ def reduce(model: GPT | FineGPT, state: Mapping[str, Tensor], precision: str) ->
     Args:
         model: its own weights do not matter and may be on the meta device.
         state: weights in any floating type, or int8 matrices with their scales beside them.
-        precision: one of `PRECISIONS`.
+        precision: one of `PRECISIONS`, not float32.
     """
-    if isinstance(model, FineGPT):
+    weights = _Weights(state)
+    attention.dress(model)
+    if isinstance(model, GPT):
+        model.transformer.wte = _table(*weights.matrix("transformer.wte"), precision)
+        model.lm_head = _head(*weights.matrix("lm_head"), precision)
+        for layer, block in enumerate(model.transformer.blocks):
+            suffers = precision == "int4" and layer == 0
+            _reduce_layer(block, layer, weights, "int8" if suffers else precision)
+    else:
         # All its products have many rows.
-        many = "bfloat16" if cpu.has_fast_bfloat16() else "float16"
-        precision = {"int4": "int8", "float16": many}.get(precision, precision)
-    rest = {name: tensor for name, tensor in state.items() if not name.endswith(SCALE)}
-    for name, child in list(model.named_modules()):
-        if isinstance(child, SelfAttention):
-            child.product_dtype = torch.bfloat16 if cpu.has_fast_bfloat16() else None
-        if not isinstance(child, nn.Linear) and name != "transformer.wte":
-            continue
-        weight, bias = rest.pop(f"{name}.weight"), rest.pop(f"{name}.bias", None)
-        scale = state.get(f"{name}.weight{SCALE}")
-        if isinstance(child, Head):
-            made = _head(weight, scale, precision)
-        elif isinstance(child, nn.Linear):
-            suffers = precision == "int4" and name.startswith("transformer.h.0.")
-            kind = "int8" if suffers else precision
-            if isinstance(model, FineGPT) and kind == "int8" and cpu.has_int8_many_rows():
-                first = name.endswith("mlp.c_fc")
-                made = Int8ManyRows(*rows_of(weight, scale), bias, gelu=first)
-                if first:
-                    model.set_submodule(name.replace("c_fc", "act"), nn.Identity())
+        many = "bfloat16" if abilities.has_fast_bfloat16() else "float16"
+        kind = {"int4": "int8", "float16": many}.get(precision, precision)
+        in_int8 = kind == "int8" and abilities.has_int8_many_rows()
+        for layer, block in enumerate(model.transformer.blocks):
+            if in_int8:
+                _reduce_layer_of_many_rows(block, layer, weights)
             else:
-                made = _linear(weight, scale, bias, kind)
-                if isinstance(made, Int4Linear):
-                    made.widen = name.endswith("c_attn")  # its answer is cached in float32
-        else:
-            made = _table(weight, scale, precision)
-        model.set_submodule(name, made)
-    floats = {
-        name: floats_of(tensor, state.get(name + SCALE)).to(torch.float32, copy=True)
-        for name, tensor in rest.items()
-    }
-    model.load_state_dict(floats, strict=True, assign=True)
+                _reduce_layer(block, layer, weights, kind)
+    model.load_state_dict(weights.rest(), strict=True, assign=True)
 
 
-def _linear(weight: Tensor, scale: Tensor | None, bias: Tensor | None, precision: str) -> nn.Module:
+class _Weights:
+    """A state from which matrices are taken by name, and the rest at the end."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = dict(state)
+
+    def matrix(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """A weight and, if it is int8, its scales."""
+        weight = self._state.pop(f"{name}.weight")
+        return weight, self._state.pop(f"{name}.weight{SCALE}", None)
+
+    def linear(self, name: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The same and a bias, if there is one."""
+        return *self.matrix(name), self._state.pop(f"{name}.bias", None)
+
+    def rest(self) -> dict[str, Tensor]:
+        """What has not been taken, in float32, copied."""
+        return {
+            name: floats_of(tensor, self._state.get(name + SCALE)).to(torch.float32, copy=True)
+            for name, tensor in self._state.items()
+            if not name.endswith(SCALE)
+        }
+
+
+def _reduce_layer(block: Block, layer: int, weights: _Weights, precision: str) -> None:
+    name = f"transformer.h.{layer}"
+    attn, mlp = block.attn, block.mlp
+    attn.c_attn = _linear(*weights.linear(f"{name}.attn.c_attn"), precision)  # cached in float32
+    attn.c_proj = _linear(*weights.linear(f"{name}.attn.c_proj"), precision, widen=False)
+    mlp.c_fc = _linear(*weights.linear(f"{name}.mlp.c_fc"), precision, widen=False)
+    mlp.c_proj = _linear(*weights.linear(f"{name}.mlp.c_proj"), precision, widen=False)
+
+
+def _reduce_layer_of_many_rows(block: Block, layer: int, weights: _Weights) -> None:
+    """int8, with GELU inside the product in front of it."""
+
+    def product(name: str, gelu: bool = False) -> nn.Module:
+        weight, scale, bias = weights.linear(f"transformer.h.{layer}.{name}")
+        return Int8ManyRows(*rows_of(weight, scale), bias, gelu=gelu)
+
+    block.attn.c_attn = product("attn.c_attn")
+    block.attn.c_proj = product("attn.c_proj")
+    block.mlp.c_fc, block.mlp.act = product("mlp.c_fc", gelu=True), nn.Identity()
+    block.mlp.c_proj = product("mlp.c_proj")
+
+
+def _linear(
+    weight: Tensor, scale: Tensor | None, bias: Tensor | None, precision: str, *, widen: bool = True
+) -> nn.Module:
     if precision == "int4" and weight.shape[1] % GROUP == 0:
-        return Int4Linear(floats_of(weight, scale), bias)
+        return Int4Linear(floats_of(weight, scale), bias, widen=widen)
     if precision in FLOATS:
         return Linear16(floats_of(weight, scale).to(FLOATS[precision], copy=True), bias)
     return Int8Linear(*rows_of(weight, scale), bias)
@@ -150,6 +148,40 @@ def _table(weight: Tensor, scale: Tensor | None, precision: str) -> nn.Module:
 def _head(weight: Tensor, scale: Tensor | None, precision: str) -> nn.Module:
     if precision in FLOATS:
         floats = floats_of(weight, scale).to(FLOATS[precision], copy=True)
-        return ReducedHead(len(floats), lambda rows: Linear16(floats[rows]))
+        return ReducedHead(len(floats), lambda ids: Linear16(floats[ids]))
     q, scales = (part.clone() for part in rows_of(weight, scale))
-    return ReducedHead(len(q), lambda rows: Int8Linear(q[rows], scales[rows]))
+    return ReducedHead(len(q), lambda ids: Int8Linear(q[ids], scales[ids]))
+
+
+def warn_if_slow(precision: str) -> None:
+    """Warn, before anything is loaded, if this torch lacks what makes a precision fast."""
+    if precision in ("int8", "int4") and not abilities.has_int8_linear():
+        missing = "quantized::linear_dynamic"
+    elif precision == "int4" and not abilities.has_int4_linear():
+        missing = "_weight_int4pack_mm_for_cpu"
+    else:
+        return
+    warnings.warn(
+        f"this torch ({torch.__version__}) has no {missing}: {precision} saves memory here but is "
+        "slower than float32",
+        stacklevel=4,
+    )
+
+
+def describe(precision: str) -> str:
+    """How a precision's products run on this machine, in words."""
+    if precision == "float32":
+        return "float32 products"
+    large = "bfloat16" if abilities.has_fast_bfloat16() else "float32"
+    if precision in FLOATS:
+        return f"{precision} for single rows, {large} for many"
+    fast = abilities.has_int8_linear()
+    int8 = "int8 dynamic" if fast else "int8 expanded to float32"
+    if fast and not abilities.has_vnni():
+        int8 += ", 7-bit activations (no VNNI)"
+    if precision == "int8":
+        return int8
+    if not abilities.has_int4_linear():
+        return f"int4 expanded to float32 layers, else {int8}"
+    many = "int8" if is_expanded() else "int4"
+    return f"int4 packed layers ({many} for many rows), else {int8}"

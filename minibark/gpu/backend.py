@@ -1,6 +1,6 @@
 """Which implementation of a decode step runs where.
 
-On an NVIDIA GPU steps are recorded in CUDA graphs (`graph.py`), and a layer in them is one of two:
+On an NVIDIA GPU steps are captured in CUDA graphs (`decoder.py`). A layer in them is one of two:
 
     torch    plain operators of torch, over all keys up to the next multiple of 256
     triton   five fused kernels (`kernels/layer.py`), over the keys that are there
@@ -13,12 +13,9 @@ import warnings
 
 import torch
 
-BACKENDS = ("torch", "triton")
+from ..precision import BACKENDS, BackendError
+
 OLDEST_GPU = (8, 0)  # compute capability that the kernels are built for
-
-
-class BackendError(ValueError):
-    """A backend that cannot run here, or that gives wrong results here."""
 
 
 def choose_backend(name: str | None, device: torch.device) -> str:
@@ -51,9 +48,9 @@ def why_no_triton(device: torch.device) -> str | None:
     installed = importlib.util.find_spec("triton") is not None
     if device.type != "cuda":
         if device.type == "cpu" and installed:
-            from .fused import runs_in_interpreter
+            from ..kernels.launch import interpreting
 
-            if runs_in_interpreter():
+            if interpreting():
                 return None
         return f"it needs an NVIDIA GPU, and this is {device.type!r}; use backend='torch'"
     if torch.version.cuda is None:

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from .. import ops
 from ..kernels.attention import attention
-from ..kernels.launch import interpreted
 from ..kernels.layer import Layer, decode_layer
-from ..kernels.linear import Matrix, Norm, _linear_kernel, norm_linear
+from ..kernels.linear import norm_linear
+from ..kernels.matrix import Matrix, Norm
 from ..kernels.step import choose_tokens, embed_tokens
-from ..model import GPT, Block, KVCache, Transformer
+from ..model import GPT, Block, FineGPT, KVCache, causal_attention, full_attention
 
 # From how many queries of a head `kernels/attention.py` takes less time than torch's attention, by
-# whether it is causal. `benchmarks/gpu_report.py --only passes` measures it; until it has, nowhere.
+# whether it is causal. `benchmarks/gpu_report.py --only passes` measures it; until it has, nowhere:
+# nothing in this package calls that kernel.
 LEAST_QUERIES: dict[bool, int] = {}
 
 
-def runs_in_interpreter() -> bool:
-    """Whether Triton's interpreter runs the kernels, on a CPU."""
-    return interpreted(_linear_kernel)
-
-
-def use_attention(transformer: Transformer) -> None:
+def use_attention(model: GPT | FineGPT) -> None:
     """Give a model's prompts and passes to our attention, where it is the faster one."""
-    for block in transformer.h:
-        assert isinstance(block, Block)
-        block.attn.attend = attend
+    for block in model.transformer.blocks:
+        block.attn.attend = causal_attend if isinstance(model, GPT) else full_attend
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, product_dtype: torch.dtype | None = None
-) -> Tensor:
-    """As `ops.attention`, by whichever is faster."""
+def causal_attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As `model.causal_attention`, by whichever is faster."""
+    return attention(q, k, v, causal=True) if _pays(q, True) else causal_attention(q, k, v)
+
+
+def full_attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As `model.full_attention`, by whichever is faster."""
+    return attention(q, k, v, causal=False) if _pays(q, False) else full_attention(q, k, v)
+
+
+def _pays(q: Tensor, causal: bool) -> bool:
     least, head_size = LEAST_QUERIES.get(causal), q.shape[3]
-    if least is None or q.shape[2] < least or head_size & (head_size - 1):
-        return ops.attention(q, k, v, causal=causal, product_dtype=product_dtype)
-    return attention(q, k, v, causal=causal)
+    return least is not None and q.shape[2] >= least and not head_size & (head_size - 1)
 
 
 class FusedGPT:
@@ -49,34 +47,33 @@ class FusedGPT:
         self.transformer = model.transformer
         self.head = model.lm_head
         self.norm_f = _norm(model.transformer.ln_f)
-        self.layers = [_layer(block) for block in model.transformer.h]
-        use_attention(model.transformer)
+        self.layers = [_layer(block) for block in model.transformer.blocks]
+        use_attention(model)
 
     def decode_one(
-        self, tokens: Tensor, cache: KVCache, lengths: Tensor, index: Tensor, *, head: slice
+        self, tokens: Tensor, cache: KVCache, lengths: Tensor, index: Tensor, *, ids: slice
     ) -> Tensor:
-        """Append one token to every row of the cache and give the logits that follow.
+        """Append one token to every row of the cache and return the logits that follow.
 
         Args:
             tokens: (B,) int64, the newest token of each row.
             cache: its buffers get one position more per row.
             lengths: (B,) int32 on the device: how much each row holds; 1 is added.
             index: (1,) int64 on the device: the steps begun; 1 is added.
-            head: the output ids wanted.
+            ids: the output ids requested.
 
         Returns:
-            (B, V) float32 logits of the ids in `head`.
+            (B, V) float32 logits of those ids.
         """
         wte, wpe = self.transformer.wte.weight, self.transformer.wpe.weight
         assert isinstance(wte, Tensor)
         x = embed_tokens(tokens, wte, wpe, lengths, index)  # (B, C)
         for layer, kv in zip(self.layers, cache.kv, strict=True):
             decode_layer(x, layer, kv, lengths)
-        return norm_linear(x, self.norm_f, _matrix(self.head, head))
+        return norm_linear(x, self.norm_f, _matrix(self.head, ids))
 
 
-def _layer(block: nn.Module) -> Layer:
-    assert isinstance(block, Block)
+def _layer(block: Block) -> Layer:
     return Layer(
         norm_1=_norm(block.ln_1),
         qkv=_matrix(block.attn.c_attn),

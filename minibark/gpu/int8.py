@@ -14,7 +14,7 @@ from ..model import GPT, FineGPT, Head
 FOR_INT8 = torch.bfloat16  # what is not int8 in an int8 model on a GPU
 
 
-class Int8Weight(nn.Module):
+class Int8Linear(nn.Module):
     """A Linear whose int8 weights are expanded for each product: x (..., K) -> (..., N), x's dtype.
 
     For GPUs, where one row goes through the kernels, which read the int8 weights themselves, and
@@ -36,14 +36,14 @@ class Int8Weight(nn.Module):
         return F.linear(x, dequantize_rows(self.weight, self.scale).to(x.dtype), self.bias)
 
 
-def reduce_to_int8_weights(model: GPT | FineGPT, state: Mapping[str, Tensor]) -> None:
+def reduce_to_int8(model: GPT | FineGPT, state: Mapping[str, Tensor]) -> None:
     """Give a model int8 layers for a GPU, and all else in bfloat16, in place; on the CPU still."""
     rest = {name: tensor for name, tensor in state.items() if not name.endswith(SCALE)}
     for name, child in list(model.named_modules()):
         if isinstance(child, nn.Linear) and not isinstance(child, Head):
             weight, bias = rest.pop(f"{name}.weight"), rest.pop(f"{name}.bias", None)
             rows = rows_of(weight, state.get(f"{name}.weight{SCALE}"))
-            model.set_submodule(name, Int8Weight(*rows, bias))
+            model.set_submodule(name, Int8Linear(*rows, bias))
     own = {name: buffer for name, buffer in model.named_buffers()}
     floats = {
         name: floats_of(tensor, state.get(name + SCALE)).to(FOR_INT8, copy=True)

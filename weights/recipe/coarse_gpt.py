@@ -17,7 +17,7 @@ from tiny import work_argument
 from torch import nn
 from training import Batch, Losses, start_from, top1, train, training_arguments
 
-from minibark.coarse import _start, window_prompt
+from minibark.coarse import start_row, window_prompt
 from minibark.model import GPT
 
 WINDOWS = 18  # per step
@@ -42,13 +42,13 @@ def main() -> None:
         for i in chosen:
             said = coded.streams[i]
             voice = coded.history(i, rng)
-            row = _start(said.semantic, voice, g, g.max_coarse_history)
+            row = start_row(said.semantic, voice, g)
             offsets = torch.arange(g.n_coarse_codebooks)[:, None] * g.codebook_size + first_id
             row.coarse[row.n_history :] = (said.coarse + offsets).T.flatten()
             step = g.sliding_window_len * int(
                 rng.integers((row.n_steps - 1) // g.sliding_window_len + 1)
             )
-            prompt = window_prompt(row, step, g, g.max_coarse_history)
+            prompt = window_prompt(row, step, g)
             here = row.n_history + step
             ids = torch.cat((prompt, row.coarse[here : here + g.sliding_window_len]))
             n_before = g.max_coarse_input_length + 1

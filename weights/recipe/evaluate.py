@@ -34,7 +34,7 @@ from tiny import USUAL_SPEED, VOICES, Data, tiny_config, work_argument
 from training import load_averaged
 
 from minibark import Bark
-from minibark.bark import Audio
+from minibark.pipeline import Audio
 from minibark.precision import PRECISIONS
 
 DEFAULT_VOICE = next(iter(VOICES))

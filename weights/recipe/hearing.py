@@ -17,7 +17,7 @@ from pocketsphinx import Decoder, NGramModel, get_model_path
 from scipy.signal import resample_poly
 from semantic_tokens import RATE_HZ, pitch_of
 
-from minibark.bark import Audio
+from minibark.pipeline import Audio
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 N_OTHERS = 4

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minibark.checkpoint.layouts import open_checkpoint
-from minibark.model import SelfAttention
+from minibark.model import SelfAttention, causal_attention
 
 Batch = tuple[Tensor, ...]
 Losses = dict[str, Tensor]  # "loss" is what is trained; the others are only logged
@@ -181,16 +182,15 @@ def _attention_for(model: nn.Module, device: torch.device) -> Iterator[None]:
     try:
         if device.type == "cpu":
             for layer in layers:
-                layer.attend = _plain_attention
+                causal = layer.attend is causal_attention
+                layer.attend = partial(_plain_attention, causal=causal)
         yield
     finally:
         for layer, attend in zip(layers, usual, strict=True):
             layer.attend = attend
 
 
-def _plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, product_dtype: torch.dtype | None = None
-) -> Tensor:
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
     scores = q.flatten(0, 1) @ k.flatten(0, 1).transpose(1, 2) * q.shape[-1] ** -0.5
     if causal:
         hidden = torch.full(scores.shape[1:], -1e4, dtype=scores.dtype).triu(1)

@@ -1,0 +1,58 @@
+"""Attention over long sequences with products in bfloat16, where the processor multiplies it.
+
+Torch's own reads and writes the scores of all queries. Here those of one head, or of one block of
+queries, are made and used up while they are in the cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..model import GPT, Attend, FineGPT, causal_attention, full_attention
+from .abilities import has_fast_bfloat16
+
+SHORT = 512  # queries, up to which torch's own attention over all positions is faster
+BLOCK = 160  # queries whose scores, of all heads, stay in the cache
+
+
+def dress(model: GPT | FineGPT) -> None:
+    """Give a model whose precision is not float32 the faster attention, in place."""
+    if has_fast_bfloat16():
+        attend: Attend = causal_by_block if isinstance(model, GPT) else full_by_head
+        for block in model.transformer.blocks:
+            block.attn.attend = attend
+
+
+def full_by_head(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """As `full_attention`, one head after the other, with products in a dtype."""
+    if q.shape[2] <= SHORT:
+        return full_attention(q, k, v)
+    out = torch.empty_like(q)
+    q, k, v = _scaled(q, k, v, dtype)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            out[b, h] = (q[b, h] @ k[b, h].T).softmax(-1) @ v[b, h]
+    return out
+
+
+def causal_by_block(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """As `causal_attention`, one block of queries after the other, over the keys up to its end."""
+    n = q.shape[2]
+    if n <= BLOCK:
+        return causal_attention(q, k, v)
+    out = torch.empty_like(q)
+    q, k, v = _scaled(q, k, v, dtype)
+    hidden = q.new_full((BLOCK, BLOCK), -torch.inf).triu_(1)
+    for first in range(0, n, BLOCK):
+        last = min(first + BLOCK, n)
+        scores = q[:, :, first:last] @ k[:, :, :last].transpose(2, 3)
+        scores[..., first:] += hidden[: last - first, : last - first]
+        out[:, :, first:last] = scores.softmax(-1) @ v[:, :, :last]
+    return out
+
+
+def _scaled(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """All three, contiguous in a dtype, queries divided by sqrt(D)."""
+    scaled = (q * q.shape[-1] ** -0.5, k, v)
+    return [x.to(dtype, memory_format=torch.contiguous_format) for x in scaled]

@@ -1,0 +1,216 @@
+"""Rows through the four stages. One utterance is one row; each gets what it would get alone.
+
+What comes in here is trusted: whoever lets text, voices and options in (`bark.py`) has checked
+them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import fast
+from .checkpoint.tensors import State
+from .coarse import generate_coarse
+from .config import BarkConfig, GenerationConfig
+from .decoding import Decoder
+from .fine import generate_fine
+from .model import GPT
+from .options import Options
+from .sampling import OnStep
+from .semantic import generate_semantic, semantic_prompt
+from .voice import Voice
+
+Audio = np.ndarray[Any, np.dtype[np.float32]]
+"""(N,) float32 in about [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One utterance on its way.
+
+    Attributes:
+        ids: (n,) int64, of the tokenizer.
+        voice: how to sound.
+        generator: its random stream on the device; None is torch's own.
+    """
+
+    ids: Tensor
+    voice: Voice | None = None
+    generator: torch.Generator | None = None
+
+
+class Pipeline:
+    """The stages of one checkpoint, each built when it is first used.
+
+    Attributes:
+        config: shapes and constants.
+        choice: where and how the stages run.
+        offload: whether only the running stage is on the device.
+    """
+
+    def __init__(
+        self,
+        config: BarkConfig,
+        take_state: Callable[[str], State],
+        choice: fast.Choice,
+        offload: bool = False,
+    ) -> None:
+        """`take_state` returns a stage's checked tensors, and is asked once for each stage."""
+        self.config = config
+        self.choice = choice
+        self.offload = offload
+        self._take_state = take_state
+        self._modules: dict[str, nn.Module] = {}
+        self._decoders: dict[str, Decoder] = {}
+        self._passes: fast.Passes | None = None
+
+    def speak(
+        self, rows: Sequence[Row], options: Options, on_step: OnStep | None = None
+    ) -> list[Voice]:
+        """The three token streams of each row."""
+        self._windowed(options)  # which else would fail after the first stage
+        voices, streams = [row.voice for row in rows], [row.generator for row in rows]
+        semantics = self.semantic(rows, options, on_step)
+        coarses = self.coarse(semantics, voices, streams, options, on_step)
+        fines = self.fine(coarses, voices, streams, options, on_step)
+        return [Voice(*parts) for parts in zip(semantics, coarses, fines, strict=True)]
+
+    def semantic(
+        self, rows: Sequence[Row], options: Options, on_step: OnStep | None = None
+    ) -> list[Tensor]:
+        """Semantic tokens (S,) of each row; a warning where there are none."""
+        g = self.config.generation
+        prompts = [semantic_prompt(r.ids, r.voice.semantic if r.voice else None, g) for r in rows]
+        with self.on_device("semantic") as model:
+            semantics = generate_semantic(
+                model,
+                prompts,
+                g,
+                options.text_sampling,
+                [row.generator for row in rows],
+                min_eos_p=options.min_eos_p,
+                max_duration_s=options.max_duration_s,
+                allow_early_stop=options.allow_early_stop,
+                on_step=on_step,
+                decoder=self._decoder("semantic", on_step),
+            )
+        if not all(map(len, semantics)):
+            warnings.warn(
+                "the model ended the text at its first step: no audio. Another seed, a higher "
+                "min_eos_p or another wording may help",
+                stacklevel=3,
+            )
+        return semantics
+
+    def coarse(
+        self,
+        semantics: Sequence[Tensor],
+        voices: Sequence[Voice | None],
+        generators: Sequence[torch.Generator | None],
+        options: Options,
+        on_step: OnStep | None = None,
+    ) -> list[Tensor]:
+        """Coarse codes (n_coarse_codebooks, T) of each row's semantic tokens (S,)."""
+        with self.on_device("coarse") as model:
+            return generate_coarse(
+                model,
+                semantics,
+                voices,
+                self._windowed(options),
+                options.coarse_sampling,
+                generators,
+                on_step=on_step,
+                decoder=self._decoder("coarse", on_step),
+            )
+
+    def fine(
+        self,
+        coarses: Sequence[Tensor],
+        voices: Sequence[Voice | None],
+        generators: Sequence[torch.Generator | None],
+        options: Options,
+        on_step: OnStep | None = None,
+    ) -> list[Tensor]:
+        """All codes (n_fine_codebooks, T) of each row's coarse ones (K, T)."""
+        with self.on_device("fine") as model:
+            if self._passes is None:
+                self._passes = fast.passes(model, self.choice)
+            return generate_fine(
+                model,
+                coarses,
+                voices,
+                self.config.generation,
+                options.fine_sampling,
+                generators,
+                on_step=on_step,
+                forward=self._passes,
+            )
+
+    def decode(self, codes: Tensor) -> Audio:
+        """The audio of codes (n_fine_codebooks, T)."""
+        with self.on_device("codec") as codec, torch.inference_mode():
+            audio: Audio = codec(codes[None].to(self.choice.device))[0].cpu().numpy()
+            return audio
+
+    def module(self, stage: str) -> nn.Module:
+        """A stage's module, built if need be, where it is."""
+        if stage not in self._modules:
+            state = self._take_state(stage)
+            self._modules[stage] = fast.build(stage, self.config, state, self.choice)
+        return self._modules[stage]
+
+    @property
+    def built(self) -> list[str]:
+        """The stages that have been built."""
+        return list(self._modules)
+
+    @contextlib.contextmanager
+    def on_device(self, stage: str) -> Iterator[Any]:
+        """A stage's module, on the device while the block runs."""
+        module = self.module(stage)
+        module.to(self.choice.device)
+        try:
+            with fast.running(self.choice.device):
+                yield module
+        finally:
+            if self.offload:
+                # What has been recorded knows only where the weights were.
+                self._decoders.pop(stage, None)
+                if stage == "fine":
+                    self._passes = None
+                module.to("cpu")
+
+    def _windowed(self, options: Options) -> GenerationConfig:
+        """The constants with the coarse windows that were asked for."""
+        g = self.config.generation
+        history, window = options.max_coarse_history, options.sliding_window_len
+        history = g.max_coarse_history if history is None else history
+        window = g.sliding_window_len if window is None else window
+        room = self.config.coarse.block_size - g.max_coarse_input_length
+        if not g.n_coarse_codebooks <= history <= room - window:
+            raise ValueError(
+                f"max_coarse_history must be at least {g.n_coarse_codebooks}, and at most {room} "
+                f"together with sliding_window_len; got {history} and {window}"
+            )
+        return dataclasses.replace(g, max_coarse_history=history, sliding_window_len=window)
+
+    def _decoder(self, stage: str, on_step: OnStep | None) -> Callable[[GPT, int], Decoder]:
+        """What makes, or finds again, the decoder of a stage."""
+
+        def make(model: GPT, n_merged: int) -> Decoder:
+            decoder = self._decoders.get(stage) or fast.decoder(model, n_merged, self.choice)
+            if self.choice.records:
+                self._decoders[stage] = decoder
+            decoder.on_step = on_step
+            return decoder
+
+        return make
