@@ -1,18 +1,23 @@
-# make hello   speak a sentence to hello.wav
-# make test    lint, types, tests (Triton kernels under the interpreter), wheel
+# make hello      speak a sentence to hello.wav
+# make test       lint, types, tests (Triton kernels under the interpreter), wheel
+# make test-gpu   the tests that need an NVIDIA GPU
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: hello test lint types format clean
+.PHONY: hello test test-gpu lint types format clean
 
 hello: $(VENV)/installed
 	$(BIN)/minibark say "Hello, my name is Bark." --model tiny --seed 0 -o hello.wav
 
+# A worker a core, each on one thread.
 test: $(VENV)/installed-test lint types
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-gpu: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -175,7 +175,7 @@ def _decode_attention_combine_kernel(
 
 
 def choose_n_splits(n_heads: int, length: int, n_sms: int) -> int:
-    """Return into how many splits each head's keys are cut: enough to fill the GPU once.
+    """Into how many splits each head's keys are cut: enough to fill the GPU once.
 
     Args:
         n_heads: heads of all rows together, B * H.
@@ -289,7 +289,7 @@ def decode_attention_ref(
 
 
 def _lengths(lengths: Sequence[int] | Tensor, q: Tensor, n_positions: int) -> tuple[Tensor, int]:
-    """Return the lengths as (B,) int32 on the device of q, and the longest that is possible."""
+    """The lengths as (B,) int32 on the device of q, and the longest that is possible."""
     if isinstance(lengths, Tensor):
         check_positions(lengths, q, n_positions)
         return lengths, n_positions

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import fast
 from .checkpoint.layouts import Checkpoint, open_checkpoint, random_checkpoint
 from .checkpoint.saving import save_checkpoint
-from .checkpoint.shapes import random_state
+from .checkpoint.shapes import RandomStates
 from .checkpoint.tensors import State
 from .checkpoint.voices import VoiceLike, Voices
 from .codec import CodecDecoder
@@ -62,8 +62,7 @@ class Bark:
         self.tokenizer = tokenizer if tokenizer is not None else Tokenizer.characters()
         self.voices = voices if voices is not None else Voices({}, Path)
         choice = fast.choose(device, precision, backend)
-        take = partial(random_state, config=self.config, seed=seed)
-        self.pipeline = Pipeline(self.config, take, choice, offload)
+        self.pipeline = Pipeline(self.config, RandomStates(self.config, seed), choice, offload)
         self._reopen: Callable[[], Checkpoint] = lambda: random_checkpoint(
             self.config, self.tokenizer, self.voices, seed
         )
@@ -123,8 +122,7 @@ class Bark:
         bark = cls.__new__(cls)
         bark.config, bark.tokenizer = checkpoint.config, checkpoint.tokenizer
         bark.voices = checkpoint.voices
-        # Once a stage is built its tensors are let go, and with the last of them the mapped file.
-        bark.pipeline = Pipeline(bark.config, dict(checkpoint.states).pop, choice, offload)
+        bark.pipeline = Pipeline(bark.config, dict(checkpoint.states), choice, offload)
         bark._reopen = reopen
         return bark
 

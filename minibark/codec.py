@@ -39,7 +39,7 @@ class CodecDecoder(nn.Module):
         self.decoder = _SEANet(config)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Return the audio, (B, hop_length * T) float32, about [-1, 1], 24_000 Hz.
+        """The audio, (B, hop_length * T) float32, about [-1, 1], 24_000 Hz.
 
         Args:
             codes: (B, K, T) int64 in [0, codebook_size), 75 Hz. K may be 1 to n_codebooks: fewer

@@ -208,11 +208,20 @@ class BarkConfig:
 
 # The most that a configuration may ask for, far above every real one: beyond, only to build the
 # empty model takes long. Other numbers may be ten million.
-_MOST = dict(
-    n_layer=256, n_embd=100_000, hidden_size=100_000, num_filters=10_000, n_codebooks=64,
-    upsampling_ratios=1000, num_residual_layers=8, num_lstm_layers=8, dilation_growth_rate=10,
-    kernel_size=1000, last_kernel_size=1000, residual_kernel_size=1000,
-)  # fmt: skip
+_MOST = {
+    "n_layer": 256,
+    "n_embd": 100_000,
+    "hidden_size": 100_000,
+    "num_filters": 10_000,
+    "n_codebooks": 64,
+    "upsampling_ratios": 1000,
+    "num_residual_layers": 8,
+    "num_lstm_layers": 8,
+    "dilation_growth_rate": 10,
+    "kernel_size": 1000,
+    "last_kernel_size": 1000,
+    "residual_kernel_size": 1000,
+}
 
 
 def _check_numbers(config: Any) -> None:

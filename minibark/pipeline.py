@@ -60,15 +60,15 @@ class Pipeline:
     def __init__(
         self,
         config: BarkConfig,
-        take_state: Callable[[str], State],
+        states: dict[str, State],
         choice: fast.Choice,
         offload: bool = False,
     ) -> None:
-        """`take_state` returns a stage's checked tensors, and is asked once for each stage."""
+        """`states` has each stage's checked tensors, which are let go once it is built."""
         self.config = config
         self.choice = choice
         self.offload = offload
-        self._take_state = take_state
+        self._states = states
         self._modules: dict[str, nn.Module] = {}
         self._decoders: dict[str, Decoder] = {}
         self._passes: fast.Passes | None = None
@@ -164,8 +164,9 @@ class Pipeline:
     def module(self, stage: str) -> nn.Module:
         """A stage's module, built if need be, where it is."""
         if stage not in self._modules:
-            state = self._take_state(stage)
-            self._modules[stage] = fast.build(stage, self.config, state, self.choice)
+            module = fast.build(stage, self.config, self._states[stage], self.choice)
+            self._modules[stage] = module
+            self._states.pop(stage, None)  # and with the last of them a mapped file
         return self._modules[stage]
 
     @property

@@ -19,6 +19,7 @@ import numpy as np
 from . import SAMPLE_RATE as SAMPLE_RATE
 from .bark import Bark
 from .commands.bars import Bars
+from .options import Options
 from .voice import Voice, VoiceError
 
 Array = np.ndarray[Any, Any]
@@ -64,7 +65,7 @@ def preload_models(
 def text_to_semantic(
     text: str,
     history_prompt: dict[str, Array] | str | None = None,
-    temp: float = 0.7,
+    temp: float | None = Options.temperature,
     silent: bool = False,
 ) -> Array:
     """Semantic tokens (S,) int64 of a text, for `semantic_to_waveform`."""
@@ -78,7 +79,7 @@ def text_to_semantic(
 def semantic_to_waveform(
     semantic_tokens: Array,
     history_prompt: dict[str, Array] | str | None = None,
-    temp: float = 0.7,
+    temp: float | None = Options.waveform_temperature,
     silent: bool = False,
     output_full: bool = False,
 ) -> Any:
@@ -89,7 +90,7 @@ def semantic_to_waveform(
         coarse = bark.semantic_to_coarse(
             semantic_tokens, voice, temperature=temp, on_step=bars.step
         )
-        fine = bark.coarse_to_fine(coarse, voice, temperature=0.5, on_step=bars.step)
+        fine = bark.coarse_to_fine(coarse, voice, on_step=bars.step)
     audio = bark.decode(fine)
     full = {
         "semantic_prompt": semantic_tokens,
@@ -102,8 +103,8 @@ def semantic_to_waveform(
 def generate_audio(
     text: str,
     history_prompt: dict[str, Array] | str | None = None,
-    text_temp: float = 0.7,
-    waveform_temp: float = 0.7,
+    text_temp: float | None = Options.temperature,
+    waveform_temp: float | None = Options.waveform_temperature,
     silent: bool = False,
     output_full: bool = False,
 ) -> Any:

@@ -7,6 +7,8 @@
 Case and accents are kept, nothing is normalized and no [CLS] or [SEP] is added.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -46,7 +48,7 @@ _DROPPED = (  # control, format, private use, U+FFFD, and lone surrogates (D800-
 
 
 def _characters(table: str) -> str:
-    """Return the inside of a regular-expression class for a table of hexadecimal ranges."""
+    """The inside of a regular-expression class for a table of hexadecimal ranges."""
     bounds = (entry.partition("-") for entry in table.split())
     return "".join(f"\\U{first:0>8}-\\U{last or first:0>8}" for first, _, last in bounds)
 
@@ -82,8 +84,8 @@ class Tokenizer:
         self._word = re.compile(f"[{alone}]|[^ {alone}]+")
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """Return the tokenizer of a vocab.txt: UTF-8, one piece a line, ended by LF or CRLF.
+    def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """The tokenizer of a vocab.txt: UTF-8, one piece a line, ended by LF or CRLF.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -100,8 +102,8 @@ class Tokenizer:
             raise ValueError(f"{path} is not a vocab.txt: {error}") from error
 
     @classmethod
-    def characters(cls) -> "Tokenizer":
-        """Return a tokenizer of 193 pieces for random models: printable ASCII, one piece each."""
+    def characters(cls) -> Tokenizer:
+        """A tokenizer of 193 pieces for random models: printable ASCII, one piece each."""
         printable = [chr(code) for code in range(0x21, 0x7F)]
         return cls([*_SPECIALS, *printable, *(f"##{character}" for character in printable)])
 
@@ -111,7 +113,7 @@ class Tokenizer:
             part.write_bytes("".join(f"{piece}\n" for piece in self.vocab).encode("utf-8"))
 
     def __len__(self) -> int:
-        """Return the number of pieces."""
+        """The number of pieces."""
         return len(self.vocab)
 
     @property
@@ -120,7 +122,7 @@ class Tokenizer:
         return len(self.vocab)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, each in [0, vocab_size), without [CLS] and [SEP].
+        """The ids of a text, each in [0, vocab_size), without [CLS] and [SEP].
 
         A literal special such as "[MASK]" is one id. Control and private-use characters, U+FFFD and
         lone surrogates are dropped. A word over 100 characters, or with no pieces, is one [UNK].
@@ -142,11 +144,11 @@ class Tokenizer:
         return ids
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the pieces that `encode` gives the ids of."""
+        """The pieces that `encode` gives the ids of."""
         return [self.vocab[index] for index in self.encode(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the pieces joined by spaces, the ## ones glued to what precedes them.
+        """The pieces joined by spaces, the ## ones glued to what precedes them.
 
         Raises:
             ValueError: an id is outside [0, vocab_size).
@@ -159,7 +161,7 @@ class Tokenizer:
         return " ".join(pieces).replace(" ##", "")
 
     def _encode_word(self, word: str) -> list[int]:
-        """Return the longest piece that starts the word, then the longest ## piece, and so on."""
+        """The longest piece that starts the word, then the longest ## piece, and so on."""
         if len(word) > _MAX_WORD_CHARS:
             return [self._ids[_UNKNOWN]]
         ids: list[int] = []

@@ -65,9 +65,9 @@ class Voice:
                     )
                 fits = tokens.ndim == len(shape) and shape[0] in (None, tokens.shape[0])
                 if not fits or tokens.shape[-1] == 0:
-                    wanted = str(shape).replace("None", "n >= 1")
+                    expected_shape = str(shape).replace("None", "n >= 1")
                     raise VoiceError(
-                        f"{part}_prompt must have shape {wanted}, got {tuple(tokens.shape)}"
+                        f"{part}_prompt must have shape {expected_shape}, got {tuple(tokens.shape)}"
                     )
                 low, high = int(tokens.min()), int(tokens.max())
                 if low < 0 or high >= end:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from minibark import fast
 from minibark.checkpoint.layouts import Checkpoint
-from minibark.checkpoint.shapes import random_state
+from minibark.checkpoint.shapes import RandomStates
 from minibark.config import BarkConfig, CodecConfig, FineGPTConfig, GenerationConfig, GPTConfig
 from minibark.tokenizer import Tokenizer
 from minibark.voice import Voice
@@ -282,7 +282,7 @@ def save_hf_voices(folder: Path, voices: dict[str, Voice]) -> Path:
 
 def state_of(config: BarkConfig, stage: str, seed: int = 0) -> dict[str, Tensor]:
     """Random weights of a stage."""
-    return random_state(stage, config=config, seed=seed)
+    return RandomStates(config, seed)[stage]
 
 
 def built(

@@ -4,10 +4,8 @@ The interpreter takes some milliseconds per tile, so that the sizes of its tests
 """
 
 import contextlib
-import multiprocessing
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -25,28 +23,6 @@ F32, F16, BF16, INT8 = torch.float32, torch.float16, torch.bfloat16, torch.int8
 POINTERS = {F32: "*fp32", F16: "*fp16", BF16: "*bf16", INT8: "*i8"}
 TOLERANCES = {F32: (5e-6, 1e-5), F16: (1e-3, 2e-3), BF16: (8e-3, 1.6e-2)}  # (atol, rtol)
 Run = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Run]:
-    # Triton decides whether to interpret when it is imported, and in this process it may have been
-    # (transformers does so); a spawned process imports it, and the test's file, with the variable.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            pool.submit(torch.set_num_threads, 1).result()
-        yield lambda check, *args: pool.submit(check, torch.device("cpu"), *args).result()
-
-
-@pytest.fixture(params=["interpreted", pytest.param("native", marks=pytest.mark.gpu)])
-def run(request: pytest.FixtureRequest) -> Run:
-    """Calls check(device, *args) where kernels run."""
-    if request.param == "interpreted":
-        interpret: Run = request.getfixturevalue("interpreter")
-        return interpret
-    device = gpu()
-    return lambda check, *args: check(device, *args)
 
 
 def gpu() -> torch.device:

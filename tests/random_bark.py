@@ -6,9 +6,7 @@ tokens.
 
 import copy
 import dataclasses
-import json
 import os
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -16,11 +14,13 @@ from types import ModuleType
 import oracles
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minibark.checkpoint import saving
+from minibark.checkpoint.layouts import Checkpoint
 from minibark.checkpoint.presets import preset
 from minibark.checkpoint.shapes import new_module
+from minibark.checkpoint.voices import Voices
 from minibark.config import BarkConfig, GPTConfig
 from minibark.model import GPT, FineGPT
 from minibark.sampling import Sampling
@@ -31,16 +31,6 @@ CONFIG = preset("random")
 GENERATION = CONFIG.generation
 RATIO = 75 / 49.9  # frames per semantic token
 GREEDY = (Sampling(temperature=0), Sampling(top_k=1))
-
-
-@contextmanager
-def one_thread():
-    """Keep torch to one thread, and each test to its own place in torch's random stream."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def shared(name: str) -> Path:
@@ -88,13 +78,11 @@ def ending_early(model: GPT) -> GPT:
 def save_checkpoint(directory: Path, config: BarkConfig, stages: dict[str, nn.Module]) -> None:
     """Write a checkpoint in minibark's own layout, with a voice named `v2/made`."""
     states = {stage: module.state_dict() for stage, module in stages.items()}
-    flat = {f"{stage}.{key}": value for stage in states for key, value in states[stage].items()}
-    save_file(flat, directory / "model.safetensors")
-    document = {"format": "minibark", "version": 1, "config": config.to_dict()}
-    (directory / "config.json").write_text(json.dumps(document))
-    Tokenizer.characters().save(directory / "vocab.txt")
-    (directory / "voices" / "v2").mkdir(parents=True)
-    made_voice().save(directory / "voices" / "v2" / "made.npz")
+    (directory / "made" / "v2").mkdir(parents=True)
+    made_voice().save(directory / "made" / "v2" / "made.npz")
+    voices = Voices.from_directory(directory / "made")
+    checkpoint = Checkpoint("made", config, states, Tokenizer.characters(), voices)
+    saving.save_checkpoint(checkpoint, directory / "bark", list(voices))
 
 
 def random_voice(n_semantic: int, seed: int = 0) -> Voice:

@@ -13,9 +13,7 @@ import soundfile
 import torch
 
 import minibark
-from minibark.checkpoint.layouts import Checkpoint
 from minibark.checkpoint.presets import preset
-from minibark.checkpoint.saving import save_checkpoint
 from minibark.checkpoint.shapes import new_module
 from minibark.checkpoint.voices import Voices
 from minibark.commands.main import main
@@ -39,13 +37,8 @@ def model(tmp_path_factory, voice):
     (root / "voices" / "v2").mkdir(parents=True)
     voice.save(root / "voices" / "narrator.npz")
     voice.save(root / "voices" / "v2" / "en_speaker_6.npz")
-    config = preset("random")
-    torch.manual_seed(0)
-    states = {stage: new_module(stage, config).state_dict() for stage in STAGES}
     voices = Voices.from_directory(root / "voices")
-    tokenizer = minibark.Tokenizer.characters()
-    checkpoint = Checkpoint("test", config, states, tokenizer, voices)
-    save_checkpoint(checkpoint, root / "model", list(voices))
+    minibark.Bark(preset("random"), voices=voices, device="cpu").save(root / "model")
     return str(root / "model")
 
 

@@ -22,12 +22,6 @@ CASES = [(history, n) for history in (0, 512) for n in LENGTHS]
 CASES += [(history, n) for history in (150, 601) for n in (1, 513, 1023, 1537)]
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    with random_bark.one_thread():
-        yield
-
-
 @pytest.fixture(scope="module")
 def model() -> FineGPT:
     return random_bark.random_stage("fine")

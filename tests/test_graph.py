@@ -5,12 +5,10 @@ kernels run in its interpreter, at some 0.1 s a layer: on small models and for a
 """
 
 import dataclasses
-import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 
 import pytest
 import random_bark
@@ -40,12 +38,6 @@ SMALL = GPTConfig(
     block_size=300, input_vocab_size=90, output_vocab_size=70, n_layer=2, n_head=2, n_embd=48
 )
 HEAD = slice(10, 60)
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    with random_bark.one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -336,19 +328,6 @@ def test_an_int8_model_for_a_gpu_has_int8_layers_and_the_rest_in_bfloat16(bias):
 
 
 # ---- the kernels, interpreted
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Callable[..., None]]:
-    if not sys.platform.startswith("linux"):
-        pytest.skip("triton is for Linux")
-    pytest.importorskip("triton")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            pool.submit(torch.set_num_threads, 1).result()
-        yield lambda check, *args: pool.submit(check, *args).result()
 
 
 def small_prompts(n_rows: int) -> list[Tensor]:

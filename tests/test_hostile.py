@@ -40,13 +40,10 @@ JUNK_JSON = [*map(json.dumps, JUNK), "[" * 500 + "]" * 500]
 
 
 @pytest.fixture(autouse=True)
-def quiet():
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(scope="module")

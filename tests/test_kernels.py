@@ -16,7 +16,6 @@ from torch import Tensor
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install triton (Linux)", allow_module_level=True)
 
-import kernel_runs
 from kernel_runs import (
     BF16,
     F16,
@@ -44,9 +43,6 @@ from minibark.kernels.decode_attention import (
     decode_attention_ref,
 )
 from minibark.model import causal_attention, full_attention
-
-interpreter, run = kernel_runs.interpreter, kernel_runs.run
-
 
 # ---- decode_attention
 

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install triton (Linux)", allow_module_level=True)
 
-import kernel_runs
 import triton
 import triton.language as tl
 from kernel_runs import (
@@ -64,7 +63,6 @@ from minibark.model import GPT, KVCache
 
 DTYPES = (F32, F16, BF16, INT8)
 IN_A_ROW = 4  # times the tolerance of one operation, for a layer and more
-interpreter, run = kernel_runs.interpreter, kernel_runs.run
 
 
 def randn(rng: torch.Generator, *shape: int, dtype: torch.dtype = F32) -> Tensor:

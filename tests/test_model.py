@@ -27,8 +27,8 @@ FINE_WITH_BIAS = dataclasses.replace(FINE, bias=True)
 
 
 @pytest.fixture(autouse=True)
-def quiet():
-    with random_bark.one_thread(), torch.inference_mode():
+def inference():
+    with torch.inference_mode():
         yield
 
 

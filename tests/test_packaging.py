@@ -13,11 +13,7 @@ import checkpoints as made
 import pytest
 
 import minibark
-from minibark.checkpoint.layouts import Checkpoint
-from minibark.checkpoint.saving import save_checkpoint
-from minibark.checkpoint.shapes import new_module
 from minibark.checkpoint.voices import Voices
-from minibark.config import STAGES
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,11 +98,8 @@ def checkout(tmp_path_factory):
     shutil.copytree(ROOT, root, symlinks=True, ignore=left_out)
     (root / "minibark" / "tiny").symlink_to(os.readlink(ROOT / "minibark" / "tiny"))
     made.random_voice(made.TINY.generation).save(root.parent / "me.npz")
-    states = {stage: new_module(stage, made.TINY).state_dict() for stage in STAGES}
     voices = Voices.from_directory(root.parent)
-    tokenizer = minibark.Tokenizer.characters()
-    checkpoint = Checkpoint("", made.TINY, states, tokenizer, voices)
-    save_checkpoint(checkpoint, root / "weights" / "tiny", ["me"])
+    minibark.Bark(made.TINY, voices=voices, device="cpu").save(root / "weights" / "tiny", ["me"])
     (root / "weights" / "tiny" / "README.md").write_text("A model card.")
     return root
 

@@ -32,12 +32,6 @@ FILTERS = [
 LOGITS = st.lists(st.floats(-12, 12, width=32), min_size=2, max_size=60)
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    with random_bark.one_thread():
-        yield
-
-
 class Draws(TorchFunctionMode):
     """Notes every distribution that torch.multinomial draws from."""
 

@@ -31,12 +31,6 @@ VOICES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    with random_bark.one_thread():
-        yield
-
-
 @pytest.fixture(scope="module")
 def model() -> GPT:
     return random_bark.random_stage("semantic")

@@ -9,7 +9,6 @@ from torch import Tensor
 if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install triton (Linux)", allow_module_level=True)
 
-import kernel_runs
 from kernel_runs import (
     BF16,
     F16,
@@ -24,8 +23,6 @@ from kernel_runs import (
 from minibark.kernels import launch
 from minibark.kernels import step as step_file
 from minibark.kernels.step import choose_tokens, choose_tokens_ref, embed_tokens, embed_tokens_ref
-
-interpreter, run = kernel_runs.interpreter, kernel_runs.run
 
 N_IDS, N_POSITIONS, N_STEPS = 50, 20, 7
 

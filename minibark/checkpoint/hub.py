@@ -7,7 +7,6 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..files import reason
 
@@ -82,16 +81,19 @@ class Source:
             return path if os.path.isfile(path) else None
         from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
-        place: Any = {"cache_dir": self.cache_dir, "revision": self.revision}
+        cache = None if self.cache_dir is None else os.fspath(self.cache_dir)
+        revision = self.revision
         is_commit = re.fullmatch("[0-9a-f]{40}", self.revision or "")
         cause: Exception | None = None
         try:
             # The client's `local_files_only` would not keep it from asking the hub other things.
-            known = try_to_load_from_cache(self.name, filename, **place)
+            known = try_to_load_from_cache(self.name, filename, cache, revision)
             if known is not None and (is_commit or self.offline or self.unreachable):
                 return Path(known) if isinstance(known, str) else None  # it is known to lack it
             if not (self.offline or self.unreachable):
-                return Path(hf_hub_download(self.name, filename, **place))
+                return Path(
+                    hf_hub_download(self.name, filename, cache_dir=cache, revision=revision)
+                )
         except errors.LocalEntryNotFoundError as error:
             self.unreachable, cause = True, error
         except errors.EntryNotFoundError:
@@ -108,7 +110,7 @@ class Source:
             else:
                 text = f"{filename} of {self.name!r} could not be fetched ({reason(error)}); {_TIP}"
             raise FileNotFoundError(text) from error
-        if isinstance(try_to_load_from_cache(self.name, "config.json", **place), str):
+        if isinstance(try_to_load_from_cache(self.name, "config.json", cache, revision), str):
             return None
         raise FileNotFoundError(
             f"{filename} of {self.name!r} is not in the local cache and the hub cannot be "

@@ -29,7 +29,7 @@ from .presets import preset
 from .reading import SUNO_MD5, read_any, read_hf
 from .rows import SCALE, floats_state
 from .schema import config_from_dict, config_from_hf, from_fields, released_fields
-from .shapes import checked, random_state, some
+from .shapes import RandomStates, checked, some
 from .tensors import State, read_safetensors
 from .voices import Voices
 
@@ -80,7 +80,8 @@ def random_checkpoint(
     config: BarkConfig, tokenizer: Tokenizer, voices: Voices, seed: int = 0
 ) -> Checkpoint:
     """A checkpoint with random weights, decided by the seed."""
-    states = {stage: random_state(stage, config=config, seed=seed) for stage in STAGES}
+    random = RandomStates(config, seed)
+    states = {stage: random[stage] for stage in STAGES}
     return Checkpoint(RANDOM, config, states, tokenizer, voices)
 
 
@@ -127,17 +128,18 @@ def open_checkpoint(
     return Checkpoint(source.name, config, states, tokenizer, voices)
 
 
-def _open_states(source: Source, wanted: Collection[str]) -> tuple[BarkConfig, dict[str, State]]:
-    """Configuration and states of the wanted stages of one source, whatever its layout."""
+def _open_states(source: Source, stages: Collection[str]) -> tuple[BarkConfig, dict[str, State]]:
+    """Configuration and states of some stages of one source, whatever its layout."""
     if source.is_random:
         config = preset(RANDOM)
-        return config, {stage: random_state(stage, config=config) for stage in wanted}
+        random = RandomStates(config)
+        return config, {stage: random[stage] for stage in stages}
     if os.path.isfile(source.path):
         raise CheckpointError(
             f"{source.path} is a file; a model is the directory it lies in, or a hub repository"
         )
     if _is_suno(source):
-        opened = {stage: _open_suno_stage(source, stage) for stage in wanted}
+        opened = {stage: _open_suno_stage(source, stage) for stage in stages}
         with naming(source.path):
             config = BarkConfig(**{stage: part for stage, (part, _) in opened.items()})
         return config, {stage: state for stage, (_, state) in opened.items()}
@@ -152,7 +154,7 @@ def _open_states(source: Source, wanted: Collection[str]) -> tuple[BarkConfig, d
     if extra:
         raise CheckpointError(f"{path}: unknown tensors {some(extra)}")
     states = {}
-    for stage in wanted:
+    for stage in stages:
         state, part = _strip(flat, prefixes[stage]), getattr(config, stage)
         if is_ours:
             states[stage] = checked(stage, state, part, path, may_be_int8=stage != "codec")

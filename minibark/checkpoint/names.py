@@ -83,7 +83,7 @@ _WEIGHT_NORM_PAIRS = (
 
 
 def codec_state_dict(state: Mapping[str, Tensor], config: CodecConfig) -> dict[str, Tensor]:
-    """Return the state dict of `CodecDecoder(config)` in float32, to be loaded with strict=True.
+    """The state dict of `CodecDecoder(config)` in float32, to be loaded with strict=True.
 
     Args:
         state: an EnCodec under facebook's names (`decoder.model.0.conv.conv.weight_g`, ...) or
@@ -95,23 +95,26 @@ def codec_state_dict(state: Mapping[str, Tensor], config: CodecConfig) -> dict[s
         CheckpointError: if a tensor is missing, unknown or of another shape.
     """
     with torch.device("meta"):
-        wanted = {key: tensor.shape for key, tensor in CodecDecoder(config).state_dict().items()}
-    n_codebooks, *row_shape = wanted.pop("codebooks")
+        expected = {key: tensor.shape for key, tensor in CodecDecoder(config).state_dict().items()}
+    n_codebooks, *row_shape = expected.pop("codebooks")
     books = [f"quantizer.layers.{k}.codebook.embed" for k in range(n_codebooks)]
-    wanted |= dict.fromkeys(books, torch.Size(row_shape))
+    expected |= dict.fromkeys(books, torch.Size(row_shape))
 
     found: dict[str, Tensor] = {}
     for key, tensor in state.items():
         for theirs, ours in _RENAMES:
             key = key.replace(theirs, ours)
-        if key in wanted or not _NOT_NEEDED.match(key):
+        if key in expected or not _NOT_NEEDED.match(key):
             found[key] = tensor
     found = fold_weight_norm(found)
 
-    for problem, keys in (("lacks", wanted.keys() - found), ("cannot have", found.keys() - wanted)):
+    for problem, keys in (
+        ("lacks", expected.keys() - found),
+        ("cannot have", found.keys() - expected),
+    ):
         if keys:
             raise CheckpointError(f"a codec of this shape {problem} {', '.join(sorted(keys)[:9])}")
-    for key, shape in wanted.items():
+    for key, shape in expected.items():
         if found[key].shape != shape:
             got = tuple(found[key].shape)
             raise CheckpointError(f"the codec's {key} must have shape {tuple(shape)}, got {got}")
@@ -120,7 +123,7 @@ def codec_state_dict(state: Mapping[str, Tensor], config: CodecConfig) -> dict[s
 
 
 def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state with each weight-norm pair made into one float32 `.weight` = v * g / |v|.
+    """The state with each weight-norm pair made into one float32 `.weight` = v * g / |v|.
 
     A pair is the length g and the direction v of every slice of dimension 0 (in transposed
     convolutions too): `.weight_g` and `.weight_v`, or `.parametrizations.weight.original0` and `1`.

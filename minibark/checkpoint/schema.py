@@ -17,8 +17,14 @@ HF_SECTIONS = {
 """The sections of Hugging Face's configuration files, by stage."""
 
 # How EnCodec can be built, and the only way that `codec.py` knows: the 24 kHz model's.
-_HF_CODEC = {"use_causal_conv": True, "use_conv_shortcut": True, "norm_type": "weight_norm"}
-_HF_CODEC |= {"pad_mode": "reflect", "trim_right_ratio": 1.0, "audio_channels": 1}
+_HF_CODEC = {
+    "use_causal_conv": True,
+    "use_conv_shortcut": True,
+    "norm_type": "weight_norm",
+    "pad_mode": "reflect",
+    "trim_right_ratio": 1.0,
+    "audio_channels": 1,
+}
 
 _C = TypeVar("_C")
 

@@ -22,11 +22,17 @@ def new_module(stage: str, config: BarkConfig) -> nn.Module:
     return _module(stage, getattr(config, stage))
 
 
-def random_state(stage: str, *, config: BarkConfig, seed: int = 0) -> State:
-    """Random weights of a stage, decided by the seed; torch's own random stream stays as it is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return new_module(stage, config).state_dict()
+class RandomStates(dict[str, State]):
+    """Random weights by stage, decided by the seed, made when they are asked for and not kept."""
+
+    def __init__(self, config: BarkConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+
+    def __missing__(self, stage: str) -> State:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return new_module(stage, self.config).state_dict()
 
 
 def _module(stage: str, part: Any) -> nn.Module:

@@ -20,8 +20,18 @@ from ..files import reason
 State = dict[str, Tensor]
 """Tensors by name."""
 
-_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
-_DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+_DTYPES = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.bool,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+}
 
 
 def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:

@@ -85,8 +85,8 @@ class RowSumCache:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `Cache`."""
-        rows = zip(self._steps, q, k, v, strict=True)
-        return torch.stack([step.attend(layer, *qkv) for step, *qkv in rows])
+        rows = [step.attend(layer, q[b], k[b], v[b]) for b, step in enumerate(self._steps)]
+        return torch.stack(rows).unsqueeze(2)
 
     def _step(self, row: int, length: int) -> _Step:
         n_head, head_size = self.keys.shape[2], self.keys.shape[4]
@@ -96,8 +96,8 @@ class RowSumCache:
             length=length,
             keys=keys.flatten(1, 3).unbind(),
             values=values.flatten(1, 2).unbind(),
-            new_keys=keys[:, :, newest // CHUNK, :, newest % CHUNK].unbind(),
-            new_values=values[:, :, newest].unbind(),
+            new_keys=keys[:, :, newest // CHUNK, :, newest % CHUNK].unsqueeze(2).unbind(),
+            new_values=values[:, :, newest].unsqueeze(2).unbind(),
             key_rows=self._key_rows[:, :n_chunks].reshape(-1),
             key_bags=self._bags[: n_head * n_chunks] * head_size,
             value_rows=self._value_rows[:, :length].reshape(-1),
@@ -112,8 +112,8 @@ class _Step(NamedTuple):
     length: int
     keys: tuple[Tensor, ...]  # (H * chunks * D, CHUNK)
     values: tuple[Tensor, ...]  # (H * block_size, D)
-    new_keys: tuple[Tensor, ...]  # (H, D)
-    new_values: tuple[Tensor, ...]  # (H, D)
+    new_keys: tuple[Tensor, ...]  # (H, 1, D)
+    new_values: tuple[Tensor, ...]  # (H, 1, D)
     key_rows: Tensor
     key_bags: Tensor
     value_rows: Tensor
@@ -121,13 +121,13 @@ class _Step(NamedTuple):
     scale: Tensor  # (chunks in use, 1)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Write k and v and attend; all (H, 1, D)."""
-        self.new_keys[layer].copy_(k[:, 0])
-        self.new_values[layer].copy_(v[:, 0])
+        """Write k and v and attend, all (H, 1, D); (H, D)."""
+        self.new_keys[layer].copy_(k)
+        self.new_values[layer].copy_(v)
         weights = (q * self.scale).view(-1)  # q again for each chunk
         scores = _sum_rows(self.keys[layer], self.key_rows, self.key_bags, weights)
         p = scores.view(len(q), -1)[:, : self.length].softmax(-1).view(-1)
-        return _sum_rows(self.values[layer], self.value_rows, self.value_bags, p).unsqueeze(1)
+        return _sum_rows(self.values[layer], self.value_rows, self.value_bags, p)
 
 
 def _sum_rows(table: Tensor, rows: Tensor, bags: Tensor, weights: Tensor) -> Tensor:

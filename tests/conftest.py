@@ -1,0 +1,59 @@
+"""What all tests share: one thread, a random stream of their own, and a process for the kernels."""
+
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+
+Run = Callable[..., None]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Keep torch to one thread, and each test to its own place in torch's random stream."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Iterator[Run]:
+    """Calls a function of a test's file, with its arguments, where Triton interprets kernels.
+
+    Triton decides whether to interpret when it is imported, and in this process it may have been
+    (transformers does so); a spawned process imports it, and the test's file, with the variable.
+    """
+    if not sys.platform.startswith("linux"):
+        pytest.skip("triton is for Linux")
+    pytest.importorskip("triton")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            pool.submit(torch.set_num_threads, 1).result()
+        yield lambda check, *args: pool.submit(check, *args).result()
+
+
+@pytest.fixture(params=["interpreted", pytest.param("native", marks=pytest.mark.gpu)])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Calls check(device, *args) where kernels run."""
+    if request.param == "interpreted":
+        interpret: Run = request.getfixturevalue("interpreter")
+        return lambda check, *args: interpret(check, torch.device("cpu"), *args)
+    from kernel_runs import gpu
+
+    device = gpu()
+    return lambda check, *args: check(device, *args)
