@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import fast
-from .checkpoint.layouts import Checkpoint, open_checkpoint, random_checkpoint
+from .checkpoint.layouts import Checkpoint, Reopening, open_checkpoint, random_checkpoint
 from .checkpoint.saving import save_checkpoint
 from .checkpoint.shapes import RandomStates
 from .checkpoint.tensors import State
@@ -122,7 +122,7 @@ class Bark:
         bark = cls.__new__(cls)
         bark.config, bark.tokenizer = checkpoint.config, checkpoint.tokenizer
         bark.voices = checkpoint.voices
-        bark.pipeline = Pipeline(bark.config, dict(checkpoint.states), choice, offload)
+        bark.pipeline = Pipeline(bark.config, Reopening(checkpoint, reopen), choice, offload)
         bark._reopen = reopen
         return bark
 

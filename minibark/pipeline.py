@@ -64,7 +64,10 @@ class Pipeline:
         choice: fast.Choice,
         offload: bool = False,
     ) -> None:
-        """`states` has each stage's checked tensors, which are let go once it is built."""
+        """`states` has each stage's checked tensors, which are let go once it is built.
+
+        It must have them again (by `__missing__`) for a stage that is built again.
+        """
         self.config = config
         self.choice = choice
         self.offload = offload
@@ -169,6 +172,11 @@ class Pipeline:
             self._states.pop(stage, None)  # and with the last of them a mapped file
         return self._modules[stage]
 
+    def unload(self, stage: str) -> None:
+        """Free a stage's module and what has been recorded with it; it is built again if used."""
+        self._modules.pop(stage, None)
+        self._forget_recordings(stage)
+
     @property
     def built(self) -> list[str]:
         """The stages that have been built."""
@@ -184,11 +192,13 @@ class Pipeline:
                 yield module
         finally:
             if self.offload:
-                # What has been recorded knows only where the weights were.
-                self._decoders.pop(stage, None)
-                if stage == "fine":
-                    self._passes = None
+                self._forget_recordings(stage)  # which know only where the weights were
                 module.to("cpu")
+
+    def _forget_recordings(self, stage: str) -> None:
+        self._decoders.pop(stage, None)
+        if stage == "fine":
+            self._passes = None
 
     def _windowed(self, options: Options) -> GenerationConfig:
         """The constants with the coarse windows that were asked for."""

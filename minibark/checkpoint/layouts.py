@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,17 @@ class Checkpoint:
         """How many numbers a stage has, scales of int8 rows not counted."""
         state = self.states[stage]
         return sum(tensor.numel() for name, tensor in state.items() if not name.endswith(SCALE))
+
+
+class Reopening(dict[str, State]):
+    """A checkpoint's states by stage; one that has been let go is read again when asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, reopen: Callable[[], Checkpoint]) -> None:
+        super().__init__(checkpoint.states)
+        self.reopen = reopen
+
+    def __missing__(self, stage: str) -> State:
+        return self.reopen().states[stage]
 
 
 def random_checkpoint(
