@@ -63,9 +63,8 @@ class Bark:
         self.voices = voices if voices is not None else Voices({}, Path)
         choice = fast.choose(device, precision, backend)
         self.pipeline = Pipeline(self.config, RandomStates(self.config, seed), choice, offload)
-        self._reopen: Callable[[], Checkpoint] = lambda: random_checkpoint(
-            self.config, self.tokenizer, self.voices, seed
-        )
+        parts = (self.config, self.tokenizer, self.voices, seed)
+        self._reopen: Callable[[], Checkpoint] = partial(random_checkpoint, *parts)
 
     @classmethod
     def from_pretrained(
@@ -145,6 +144,9 @@ class Bark:
     def sample_rate(self) -> int:
         """Samples of audio a second, Hz."""
         return self.config.codec.sampling_rate
+
+    def __repr__(self) -> str:
+        return f"<Bark {self.pipeline.choice}>"
 
     def generate(
         self, text: str | TokensLike, voice: VoiceLike = None, **options: Unpack[GenerateOptions]

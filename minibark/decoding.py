@@ -178,7 +178,7 @@ class RandomStreams:
         assert not self.shared
         generator, (n_made, n_numbers) = self._generators[row], self._made
         generator.set_state(self._before[row])
-        again = torch.empty(n_numbers, device=generator.device)
+        again = torch.empty(n_numbers, dtype=torch.float32, device=generator.device)
         for _ in range(n_made - n_draws):
             again.exponential_(generator=generator)
 

@@ -154,13 +154,17 @@ def passes(model: FineGPT, choice: Choice) -> Passes:
 
 @contextlib.contextmanager
 def running(device: torch.device) -> Iterator[None]:
-    """How torch is set while a stage runs, and afterwards no more."""
-    if device.type != "cuda":
-        yield
-        return
-    # cuDNN would first plan its attention for every length, and round convolutions to TF32.
-    kinds = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    with sdpa_kernel(kinds), torch.backends.cudnn.flags(allow_tf32=False):
+    """How torch is set while a stage runs, whatever the caller has set around it."""
+    with contextlib.ExitStack() as settings:
+        if torch.is_autocast_enabled(device.type):
+            settings.enter_context(torch.autocast(device.type, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            settings.enter_context(torch.device("cpu"))
+        if device.type == "cuda":
+            # cuDNN would first plan its attention for every length, and round sums to TF32.
+            kinds = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+            settings.enter_context(sdpa_kernel(kinds))
+            settings.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
         yield
 
 

@@ -8,6 +8,8 @@ import json
 import os
 import secrets
 import shutil
+import sys
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -18,6 +20,7 @@ from numpy.lib import format as npy_format
 
 from .config import CheckpointError
 
+_PACKAGE = __name__.partition(".")[0] + "."
 MAX_ARRAY_BYTES = 1 << 26
 _MAX_ELEMENTS = 1 << 22  # of an array
 _MAX_JSON_BYTES = 1 << 27  # the largest real one, a tokenizer.json, has 2 MB
@@ -48,6 +51,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
+
+
+def warn(text: str) -> None:
+    """Warn each time, not once for a place; the place is the line outside this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        frame = frame.f_back
+    where = (frame.f_code.co_filename, frame.f_lineno)
+    warnings.warn_explicit(text, UserWarning, *where, registry=None)
 
 
 def reason(error: BaseException) -> str:

@@ -36,7 +36,9 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same where a position sees none after it; q holds all positions or the last one."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1)
+    if q.shape[2] == 1:
+        return full_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 class Cache(Protocol):

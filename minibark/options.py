@@ -232,7 +232,8 @@ def token_ids(tokens: TokensLike, name: str, ndim: int, end: int) -> Tensor:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be an array of whole numbers: {error}") from error
     if array.dtype.kind not in "iu" and (array.size or array.dtype.kind != "f"):
-        raise ValueError(f"{name} must hold whole numbers, got {array.dtype}")
+        or_text = " (token ids) or be one str" if name == "text" else ""
+        raise ValueError(f"{name} must hold whole numbers{or_text}, got {brief(tokens)}")
     if array.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimension(s), got shape {array.shape}")
     if array.size and not 0 <= array.min() <= array.max() < end:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from .checkpoint.tensors import State
 from .coarse import generate_coarse
 from .config import BarkConfig, GenerationConfig
 from .decoding import Decoder
+from .files import warn
 from .fine import generate_fine
 from .model import GPT
 from .options import Options
@@ -107,12 +107,11 @@ class Pipeline:
                 decoder=self._decoder("semantic", on_step),
             )
         if not all(map(len, semantics)):
-            warnings.warn(
+            warn(
                 "the model ended the text at its first step: no audio. Another seed, a higher "
-                "min_eos_p or another wording may help",
-                stacklevel=3,
+                "min_eos_p or another wording may help"
             )
-        return semantics
+        return [semantic.clone() for semantic in semantics]  # no inference tensors any more
 
     def coarse(
         self,
@@ -124,7 +123,7 @@ class Pipeline:
     ) -> list[Tensor]:
         """Coarse codes (n_coarse_codebooks, T) of each row's semantic tokens (S,)."""
         with self.on_device("coarse") as model:
-            return generate_coarse(
+            coarses = generate_coarse(
                 model,
                 semantics,
                 voices,
@@ -134,6 +133,7 @@ class Pipeline:
                 on_step=on_step,
                 decoder=self._decoder("coarse", on_step),
             )
+        return [coarse.clone() for coarse in coarses]
 
     def fine(
         self,
@@ -147,7 +147,7 @@ class Pipeline:
         with self.on_device("fine") as model:
             if self._passes is None:
                 self._passes = fast.passes(model, self.choice)
-            return generate_fine(
+            fines = generate_fine(
                 model,
                 coarses,
                 voices,
@@ -157,6 +157,7 @@ class Pipeline:
                 on_step=on_step,
                 forward=self._passes,
             )
+        return [fine.clone() for fine in fines]
 
     def decode(self, codes: Tensor) -> Audio:
         """The audio of codes (n_fine_codebooks, T)."""
@@ -185,15 +186,15 @@ class Pipeline:
     @contextlib.contextmanager
     def on_device(self, stage: str) -> Iterator[Any]:
         """A stage's module, on the device while the block runs."""
-        module = self.module(stage)
-        module.to(self.choice.device)
-        try:
-            with fast.running(self.choice.device):
+        with fast.running(self.choice.device):
+            module = self.module(stage)
+            module.to(self.choice.device)
+            try:
                 yield module
-        finally:
-            if self.offload:
-                self._forget_recordings(stage)  # which know only where the weights were
-                module.to("cpu")
+            finally:
+                if self.offload:
+                    self._forget_recordings(stage)  # which know only where the weights were
+                    module.to("cpu")
 
     def _forget_recordings(self, stage: str) -> None:
         self._decoders.pop(stage, None)

@@ -12,7 +12,6 @@ Pads are real inputs: no attention mask hides them, in training or here.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from .config import GenerationConfig
 from .decoding import CachedDecoder, MakeDecoder, RandomStreams, choose_next
+from .files import warn
 from .model import GPT
 from .sampling import OnStep, Sampling, check_finite
 
@@ -43,11 +43,10 @@ def semantic_prompt(text: Tensor, history: Tensor | None, config: GenerationConf
     """
     length = config.max_input_semantic_length
     if len(text) > length:
-        warnings.warn(
+        warn(
             f"the text has {len(text)} tokens, Bark reads {length}: the last {len(text) - length} "
             f"({100 * (len(text) - length) / len(text):.0f} %) are not spoken. Split long texts "
-            "into sentences and generate them one by one with the same voice (long form).",
-            stacklevel=2,
+            "into sentences and generate them one by one with the same voice (long form)."
         )
     text = text[:length] + config.text_encoding_offset
     history = text[:0] if history is None else history[-length:]

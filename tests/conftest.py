@@ -1,6 +1,7 @@
 """What all tests share: one thread, a random stream of their own, and a process for the kernels."""
 
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -8,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 Run = Callable[..., None]
 
 

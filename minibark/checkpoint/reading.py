@@ -6,11 +6,10 @@ import contextlib
 import hashlib
 import logging
 import os
-import warnings
 from pathlib import Path
 
 from ..config import CheckpointError
-from ..files import inside, read_json, replacing
+from ..files import inside, read_json, replacing, warn
 from .hub import Source
 from .shapes import some
 from .tensors import State, read_pickle, read_safetensors, save_safetensors
@@ -75,7 +74,7 @@ def read_any(path: Path, cache_dir: str | os.PathLike[str] | None) -> tuple[Stat
         with replacing(copy) as part:
             save_safetensors(state, part, metadata)
     except OSError as error:
-        warnings.warn(f"no faster copy of {path} can be kept: {error}", stacklevel=2)
+        warn(f"no faster copy of {path} can be kept: {error}")
         return state, metadata
     log.info("keeping %s as %s", path, copy)
     return read_safetensors(copy)
@@ -88,8 +87,7 @@ def _warn_unless_published(path: Path) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
     if found != expected:
-        warnings.warn(
+        warn(
             f"{path.name} is not the file that Suno published in 2023 (md5 {found}, expected "
-            f"{expected}); it is read all the same",
-            stacklevel=2,
+            f"{expected}); it is read all the same"
         )

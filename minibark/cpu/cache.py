@@ -57,14 +57,16 @@ class RowSumCache:
         n_layer, n_head, head_size = config.n_layer, config.n_head, config.head_size
         n_chunks = -(-config.block_size // CHUNK)
         self.block_size = config.block_size
-        self.keys = torch.empty(n_layer, batch_size, n_head, n_chunks, head_size, CHUNK)
-        self.values = torch.empty(n_layer, batch_size, n_head, config.block_size, head_size)
+        keys = (n_layer, batch_size, n_head, n_chunks, head_size, CHUNK)
+        self.keys = torch.empty(keys, dtype=torch.float32)
+        values = (n_layer, batch_size, n_head, config.block_size, head_size)
+        self.values = torch.empty(values, dtype=torch.float32)
         self.lengths = [0] * batch_size
         # Where rows and sums of rows begin, for whole buffers; a step takes parts of these.
         self._key_rows = torch.arange(n_head * n_chunks * head_size).view(n_head, n_chunks, -1)
         self._value_rows = torch.arange(n_head * config.block_size).view(n_head, -1)
         self._bags = torch.arange(n_head * n_chunks)
-        self._scale = torch.full((n_chunks, 1), head_size**-0.5)
+        self._scale = torch.full((n_chunks, 1), head_size**-0.5, dtype=torch.float32)
         self._steps: list[_Step] = []
 
     def write_prompt(self, row: int, layer: int, k: Tensor, v: Tensor) -> None:

@@ -14,13 +14,13 @@ Operators that make this fast may be missing or slow elsewhere (`abilities.py`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint.rows import SCALE, floats_of, rows_of
+from ..files import warn
 from ..model import GPT, Block, FineGPT
 from ..precision import FLOATS
 from . import abilities, attention
@@ -161,10 +161,9 @@ def warn_if_slow(precision: str) -> None:
         missing = "_weight_int4pack_mm_for_cpu"
     else:
         return
-    warnings.warn(
+    warn(
         f"this torch ({torch.__version__}) has no {missing}: {precision} saves memory here but is "
-        "slower than float32",
-        stacklevel=4,
+        "slower than float32"
     )
 
 

@@ -9,10 +9,10 @@ On an NVIDIA GPU steps are captured in CUDA graphs (`decoder.py`). A layer in th
 from __future__ import annotations
 
 import importlib.util
-import warnings
 
 import torch
 
+from ..files import warn
 from ..precision import BACKENDS, BackendError
 
 OLDEST_GPU = (8, 0)  # compute capability that the kernels are built for
@@ -39,7 +39,7 @@ def choose_backend(name: str | None, device: torch.device) -> str:
     if name == "triton":
         raise BackendError(f"backend 'triton' cannot run here: {reason}")
     if torch.version.cuda is not None:
-        warnings.warn(f"the fast kernels cannot run here: {reason}", stacklevel=3)
+        warn(f"the fast kernels cannot run here: {reason}")
     return "torch"
 
 

@@ -94,7 +94,7 @@ class _Fixed:
         self.token = torch.zeros(n_rows, dtype=torch.int64, device=device)
         self.index = torch.zeros(1, dtype=torch.int64, device=device)
         self.tokens = torch.zeros((AHEAD, n_rows), dtype=torch.int64, device=device)
-        self.last_p = torch.zeros((AHEAD, n_rows), device=device)
+        self.last_p = torch.zeros((AHEAD, n_rows), dtype=torch.float32, device=device)
         self.capture = Capture(device)
         self.steps: dict[object, Callable[[], None]] = {}
         self.prefills = CudaGraphs(self.capture, MAX_PASSES)
@@ -104,7 +104,8 @@ class _Fixed:
         """The place (AHEAD, B, width) of the random numbers."""
         if width not in self._noises:
             shape = (AHEAD, self.n_rows, width)
-            self._noises[width] = torch.ones(shape, device=self.token.device)
+            device = self.token.device
+            self._noises[width] = torch.ones(shape, dtype=torch.float32, device=device)
         return self._noises[width]
 
 

@@ -1,0 +1,146 @@
+"""Whatever torch is around a call changes nothing in what it returns; nothing is left behind."""
+
+import contextlib
+import gc
+import warnings
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from random_bark import random_gpt
+
+from minibark import Bark
+from minibark.checkpoint.presets import preset
+from minibark.config import FineGPTConfig, GPTConfig
+
+OPTIONS = {"seed": 1, "max_duration_s": 0.4}
+PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+AROUND = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "default dtype": lambda: default_dtype(torch.float64),
+    "default device": lambda: torch.device("meta"),
+    "deterministic": deterministic,
+}
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def directory(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("around") / "bark"
+    Bark(preset("random"), device="cpu").save(folder)
+    return folder, request.param
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_is_around_a_call_changes_nothing(directory, around):
+    folder, precision = directory
+    expected = Bark.from_pretrained(folder, device="cpu", precision=precision)
+    expected = expected.generate_voice("Hello there.", **OPTIONS)
+    bark = Bark.from_pretrained(folder, device="cpu", precision=precision)
+    with AROUND[around]():
+        voice = bark.generate_voice("Hello there.", **OPTIONS)  # builds the stages, too
+        audio = bark.decode(voice.fine)
+    for part in ("semantic", "coarse", "fine"):
+        assert torch.equal(getattr(voice, part), getattr(expected, part))
+    assert audio.dtype == np.float32
+    np.testing.assert_array_equal(audio, bark.decode(expected.fine))
+
+
+def test_tokens_are_ordinary_tensors_on_the_cpu():
+    bark = Bark(preset("random"), device="cpu")
+    voice = bark.generate_voice("Hello there.", **OPTIONS)
+    semantic = bark.text_to_semantic("Hello there.", **OPTIONS)
+    coarse = bark.semantic_to_coarse(semantic)
+    fine = bark.coarse_to_fine(coarse)
+    for tokens in (voice.semantic, voice.coarse, voice.fine, semantic, coarse, fine):
+        assert not tokens.is_inference() and tokens.device.type == "cpu"
+        assert tokens.dtype == torch.int64
+        tokens[..., 0] = 0
+
+
+def test_a_warning_comes_each_time_and_points_at_the_caller():
+    bark = Bark(preset("random"), device="cpu")
+    with warnings.catch_warnings(record=True) as told:
+        for _ in range(3):
+            bark.generate("Hello.", seed=0, min_eos_p=0)
+        bark.text_to_semantic("a " * 300, seed=0, max_duration_s=0.1)
+        bark.generate("a " * 300, seed=0, max_duration_s=0.1)
+    assert len(told) == 5
+    assert {warning.filename for warning in told} == {__file__}
+    assert len({warning.lineno for warning in told}) == 3
+
+
+def test_a_bark_is_freed_at_once():
+    for make in (
+        lambda: Bark(preset("random"), device="cpu"),
+        lambda: Bark.from_pretrained("tiny", device="cpu"),
+    ):
+        bark = make()
+        bark.generate("Hi.", **OPTIONS)
+        gc.collect()
+        gc.disable()
+        try:
+            parts = [weakref.ref(bark), weakref.ref(bark.model("coarse"))]
+            del bark
+            assert [part() for part in parts] == [None, None]
+        finally:
+            gc.enable()
+
+
+def test_a_bark_says_what_it_is():
+    assert repr(Bark(preset("random"), device="cpu")) == (
+        "<Bark on cpu in float32 by plain torch (float32 products)>"
+    )
+
+
+@pytest.mark.parametrize("text", [None, ["One."], b"x", 3.5, {"a": 1}], ids=repr)
+def test_what_is_no_text_is_told_what_is(text):
+    bark = Bark(preset("random"), device="cpu")
+    with pytest.raises(ValueError, match=r"^text must (hold whole numbers|have 1 dim).*got"):
+        bark.generate(text)
+
+
+@pytest.mark.parametrize("kind", ["GPT", "FineGPT"])
+def test_a_model_compiles_whole_at_every_length(kind):
+    shape = {"block_size": 64, "n_layer": 2, "n_head": 2, "n_embd": 32}
+    if kind == "GPT":
+        model = random_gpt(GPTConfig(input_vocab_size=90, output_vocab_size=90, **shape))
+        inputs = [(torch.randint(90, (1, n)),) for n in (5, 9, 40, 1)]
+    else:
+        model = random_gpt(FineGPTConfig(input_vocab_size=90, output_vocab_size=90, **shape))
+        inputs = [(torch.randint(90, (1, n, 8)), 3) for n in (5, 9, 40)]
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for given in inputs:
+        torch.testing.assert_close(compiled(*given), model(*given))
+
+
+def test_a_model_is_exported_over_lengths():
+    shape = {"block_size": 64, "n_layer": 2, "n_head": 2, "n_embd": 32}
+    model = random_gpt(GPTConfig(input_vocab_size=90, output_vocab_size=90, **shape))
+    length = torch.export.Dim("length", min=2, max=64)
+    tokens = torch.randint(90, (1, 7))
+    exported = torch.export.export(model, (tokens,), dynamic_shapes={"tokens": {1: length}})
+    other = torch.randint(90, (1, 30))
+    torch.testing.assert_close(exported.module()(other), model(other))
