@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from . import fast
-from .checkpoint.layouts import Checkpoint, Reopening, open_checkpoint, random_checkpoint
+from .checkpoint.layouts import opener
+from .checkpoint.opened import Checkpoint, Reopening, random_checkpoint
 from .checkpoint.saving import save_checkpoint
 from .checkpoint.shapes import RandomStates
 from .checkpoint.tensors import State
@@ -108,8 +109,7 @@ class Bark:
             BackendError: a backend that cannot run on the device.
         """
         choice = fast.choose(device, precision, backend)
-        reopen = partial(
-            open_checkpoint,
+        reopen = opener(
             name_or_dir,
             cache_dir=cache_dir,
             revision=revision,

@@ -34,7 +34,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     After an error or Ctrl-C the temporary place is gone and whatever was at `path` is untouched.
     Links are followed. Devices and pipes are written in place.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(os.path.expanduser(path)))
     if target.exists() and not (target.is_file() or target.is_dir()):
         yield target
         return
@@ -102,7 +102,7 @@ def read_json(path: Path) -> Any:
             f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB: not a checkpoint's"
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not readable JSON ({reason(error)}); fetch it again"

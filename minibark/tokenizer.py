@@ -92,7 +92,7 @@ class Tokenizer:
             ValueError: the file is not UTF-8, or its pieces are not a vocabulary.
         """
         try:
-            text = Path(path).read_bytes().decode("utf-8").replace("\r\n", "\n").rstrip("\n")
+            text = Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n")
             return cls(text.split("\n") if text else ())
         except FileNotFoundError:
             raise FileNotFoundError(

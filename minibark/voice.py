@@ -122,11 +122,11 @@ class Voice:
             FileNotFoundError: no such file.
             VoiceError: not a voice, damaged, or with an array that is missing or misshapen.
         """
-        return cls._load({"": Path(path)})
+        return cls.of_files({"": Path(os.path.expanduser(path))})
 
     @classmethod
-    def _load(cls, paths: Mapping[str, Path]) -> Voice:
-        """A voice from one `.npz` (key "") or from one `.npy` per part."""
+    def of_files(cls, paths: Mapping[str, Path]) -> Voice:
+        """A voice from one `.npz` (key "") or from one `.npy` per part; errors as of `load`."""
         arrays: dict[str, Any] = {}
         for part, path in paths.items():
             if not os.path.isfile(path):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from minibark import fast
-from minibark.checkpoint.layouts import Checkpoint
+from minibark.checkpoint.opened import Checkpoint
 from minibark.checkpoint.shapes import RandomStates
 from minibark.config import BarkConfig, CodecConfig, FineGPTConfig, GenerationConfig, GPTConfig
 from minibark.tokenizer import Tokenizer

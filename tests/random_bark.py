@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from minibark.checkpoint import saving
-from minibark.checkpoint.layouts import Checkpoint
+from minibark.checkpoint.opened import Checkpoint
 from minibark.checkpoint.presets import preset
 from minibark.checkpoint.shapes import new_module
 from minibark.checkpoint.voices import Voices

@@ -21,8 +21,11 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
+    # Of a copy, since another worker may build at the same time.
+    left_out = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "__pycache__")
+    source = shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=left_out)
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT],
+        [sys.executable, "-m", "build", "--wheel", "--outdir", folder, source],
         check=True,
         capture_output=True,
     )

@@ -8,7 +8,7 @@ import torch
 from random_bark import assert_same_tokens, random_voice
 
 from minibark import Bark, Options
-from minibark.checkpoint.layouts import Checkpoint
+from minibark.checkpoint.opened import Checkpoint
 from minibark.checkpoint.saving import save_checkpoint
 from minibark.checkpoint.voices import Voices
 from minibark.pipeline import Row

@@ -168,7 +168,7 @@ def test_voices_of_an_index(tmp_path):
 @pytest.mark.parametrize(
     "path",
     [
-        *("../x.npy", "a/../../x.npy", "/etc/passwd", "..", "a\\b.npy", "C:/x.npy", "C:x.npy"),
+        *("../x.npy", "a/../../x.npy", "/etc/passwd", "..", "..\\b.npy", "C:/x.npy", "C:x.npy"),
         *("a\0.npy", "", None, 7, ["a.npy"], {"a": "b"}),
     ],
 )
@@ -437,3 +437,44 @@ def test_a_file_of_any_size_costs_little(arrays, tmp_path):
     assert path.stat().st_size < 1 << 20
     with pytest.raises(VoiceError, match=r"voice\.npz .*fine_prompt: .*too large"):
         Voice.load(path)
+
+
+def test_an_index_written_on_windows_is_read(tmp_path):
+    voice = made.random_voice(CONFIG)
+    folder = tmp_path / "speaker_embeddings" / "v2"
+    folder.mkdir(parents=True)
+    entry = {}
+    for part, array in voice.to_arrays().items():
+        np.save(folder / f"a_{part}.npy", array)
+        entry[part] = f"speaker_embeddings\\v2\\a_{part}.npy"
+    index = tmp_path / "speaker_embeddings_path.json"
+    index.write_text(json.dumps({"v2\\a": entry}), encoding="utf-8")
+    voices = Voices.from_index(index, lambda name: tmp_path / name)
+    assert_same(voices.load("v2\\a"), voice)
+
+
+def test_three_npy_files_are_a_voice_by_stem_and_in_a_folder(tmp_path, monkeypatch):
+    voice = made.random_voice(CONFIG)
+    (tmp_path / "v2").mkdir()
+    for part, array in voice.to_arrays().items():
+        np.save(tmp_path / "v2" / f"en_speaker_0_{part}.npy", array)
+    np.save(tmp_path / "v2" / "half_semantic_prompt.npy", voice.semantic.numpy())
+    found = Voices.from_directory(tmp_path)
+    assert list(found) == ["v2/en_speaker_0"]
+    assert_same(found.load("v2/en_speaker_0"), voice)
+    assert_same(found.resolve(str(tmp_path / "v2" / "en_speaker_0")), voice)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert_same(Voices({}, Path).resolve("~/v2/en_speaker_0"), voice)
+    with pytest.raises(VoiceError, match="no voice"):
+        found.resolve(str(tmp_path / "v2" / "half"))
+
+
+def test_a_voice_file_may_be_named_in_capitals_and_in_the_home_folder(tmp_path, monkeypatch):
+    voice = made.random_voice(CONFIG)
+    voice.save(tmp_path / "v.npz")
+    (tmp_path / "v.npz").rename(tmp_path / "VV.NPZ")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert_same(Voices({}, Path).resolve("~/VV.NPZ"), voice)
+    assert list(Voices.from_directory("~")) == ["VV"]
+    voice.save("~/again.npz")
+    assert (tmp_path / "again.npz").is_file()

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from minibark import Bark, BarkConfig, CheckpointError, Tokenizer, convert
-from minibark.checkpoint.layouts import Checkpoint, open_checkpoint
+from minibark.checkpoint.layouts import open_checkpoint
+from minibark.checkpoint.opened import Checkpoint
 from minibark.checkpoint.presets import preset
 from minibark.checkpoint.rows import quantize_rows
 from minibark.checkpoint.saving import save_checkpoint
@@ -1141,3 +1142,64 @@ def test_voices_of_a_directory_take_the_place_of_the_checkpoints(hf, tmp_path):
     assert isinstance(checkpoint.voices.load("me"), Voice)
     with pytest.raises(FileNotFoundError, match=r"no \.npz voices"):
         opened(hf, voices_dir=hf)
+
+
+# ---- places as users have them
+
+
+def test_a_path_object_is_a_path_and_a_string_may_be_a_name(hf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(hf, tmp_path / "tiny")
+    assert open_checkpoint(Path("tiny")).config == made.TINY == open_checkpoint("./tiny").config
+    assert open_checkpoint("tiny").config != made.TINY
+    with pytest.raises(FileNotFoundError, match="random"):
+        open_checkpoint(Path("random"), offline=True)
+
+
+def test_a_local_model_stays_where_it_was_when_it_was_opened(hf, ours, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    voice = made.random_voice(made.TINY.generation)
+    for name, source in (("hf", hf), ("ours", ours)):
+        folder = tmp_path / name
+        shutil.copytree(source, folder)
+        made.save_hf_voices(folder, {"a": voice})
+        (folder / "voices").mkdir(exist_ok=True)
+        voice.save(folder / "voices" / "b.npz")
+        monkeypatch.chdir(tmp_path)
+        bark = Bark.from_pretrained(name, device="cpu", voices_dir=f"{name}/voices")
+        by_index = Bark.from_pretrained(name, device="cpu")
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert bark.load_voice("b") is not None
+        assert by_index.load_voice("a") is not None
+        bark.save(f"copy-of-{name}")
+        assert (tmp_path / "elsewhere" / f"copy-of-{name}" / "config.json").is_file()
+
+
+def test_the_home_folder_is_meant_by_a_tilde(hf, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    convert(hf, "~/out", cache_dir="~/cache")
+    assert open_checkpoint("~/out").config == made.TINY
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["out"]
+
+
+def test_a_byte_order_mark_is_no_damage(hf, tmp_path):
+    folder = tmp_path / "bom"
+    shutil.copytree(hf, folder)
+    for name in ("config.json", "generation_config.json", "vocab.txt"):
+        path = folder / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    checkpoint = opened(folder)
+    assert checkpoint.config == opened(hf).config
+    assert checkpoint.tokenizer.vocab == opened(hf).tokenizer.vocab
+
+
+@pytest.mark.parametrize("damage", [b"[1]", b"{", b'{"a": 5}'])
+def test_a_bad_index_of_voices_costs_the_voices_and_not_the_weights(hf, tmp_path, damage):
+    folder = tmp_path / "bad"
+    shutil.copytree(hf, folder)
+    (folder / "speaker_embeddings_path.json").write_bytes(damage)
+    with pytest.warns(UserWarning, match="opened without its voices: .*speaker_embeddings_path"):
+        checkpoint = opened(folder)
+    assert not len(checkpoint.voices)
+    made.assert_same_outputs(checkpoint, made.hf_stages(made.tiny_bark()))

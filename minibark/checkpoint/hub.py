@@ -16,6 +16,13 @@ KNOWN_MODELS = (BUILT_IN, "suno/bark-small", "suno/bark", RANDOM)
 _TIP = f"the model {BUILT_IN!r} ships with minibark and needs no download"
 
 
+def fixed(place: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The absolute path of a place that is here; others, names among them, as they are."""
+    path = os.path.abspath(os.path.expanduser(place))
+    is_name = isinstance(place, str) and place in (BUILT_IN, RANDOM)
+    return path if os.path.exists(path) and not is_name else place
+
+
 @dataclass
 class Source:
     """A directory or a hub repository, asked for files by name.
@@ -27,17 +34,36 @@ class Source:
         revision: branch, tag or commit on the hub.
         offline: never ask the hub, use what is cached.
         unreachable: whether the hub did not answer; waiting for it once is enough.
+        root: where a local source was when it was pinned, whatever the current folder is since.
     """
 
     name: str
-    cache_dir: str | os.PathLike[str] | None
+    cache_dir: str | None
     revision: str | None
     offline: bool
     unreachable: bool = False
+    root: Path | None = None
+
+    @classmethod
+    def of(
+        cls,
+        place: str | os.PathLike[str],
+        cache_dir: str | os.PathLike[str] | None = None,
+        revision: str | None = None,
+        offline: bool = False,
+    ) -> Source:
+        """A place as callers name it; a path object is a path, also where a string is a name."""
+        name = os.fspath(place)
+        if not isinstance(place, str) and name in (BUILT_IN, RANDOM):
+            name = os.path.join(os.curdir, name)
+        cache = None if cache_dir is None else os.path.expanduser(cache_dir)
+        return cls(name, cache, revision, offline)
 
     @property
     def path(self) -> Path:
         """The name as a path, `~` expanded; the built-in model's is in this package."""
+        if self.root is not None:
+            return self.root
         own = Path(__file__).parents[1] / BUILT_IN
         return own if self.name == BUILT_IN else Path(os.path.expanduser(self.name))
 
@@ -53,7 +79,7 @@ class Source:
 
     def elsewhere(self, place: str | os.PathLike[str]) -> Source:
         """Another place, asked in the same way."""
-        return dataclasses.replace(self, name=os.fspath(place), revision=None)
+        return Source.of(place, self.cache_dir, None, self.offline)
 
     def pinned(self) -> Source:
         """This source; a repository is held to the commit that its revision means just now.
@@ -66,8 +92,10 @@ class Source:
                 f"this minibark was built without the model {BUILT_IN!r}: {self.path} has no "
                 "config.json. Install it from a complete checkout, or name another model"
             )
-        if self.is_random or self.is_local or os.path.isfile(self.path):
+        if self.is_random:
             return self
+        if self.is_local or os.path.isfile(self.path):
+            return dataclasses.replace(self, root=self.path.absolute())
         return dataclasses.replace(self, revision=self.need("config.json").parent.name)
 
     def find(self, filename: str) -> Path | None:
@@ -81,8 +109,7 @@ class Source:
             return path if os.path.isfile(path) else None
         from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
-        cache = None if self.cache_dir is None else os.fspath(self.cache_dir)
-        revision = self.revision
+        cache, revision = self.cache_dir, self.revision
         is_commit = re.fullmatch("[0-9a-f]{40}", self.revision or "")
         cause: Exception | None = None
         try:

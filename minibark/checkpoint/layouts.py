@@ -6,11 +6,9 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..config import (
     STAGES,
@@ -21,13 +19,14 @@ from ..config import (
     GenerationConfig,
     GPTConfig,
 )
-from ..files import naming, read_json
+from ..files import naming, read_json, warn
 from ..tokenizer import Tokenizer
-from .hub import RANDOM, Source
+from ..voice import VoiceError
+from .hub import RANDOM, Source, fixed
 from .names import codec_state, gpt_state, hf_state
+from .opened import Checkpoint
 from .presets import preset
 from .reading import SUNO_MD5, read_any, read_hf
-from .rows import SCALE, floats_state
 from .schema import config_from_dict, config_from_hf, from_fields, released_fields
 from .shapes import RandomStates, checked, some
 from .tensors import State, read_safetensors
@@ -47,53 +46,24 @@ _HF_PREFIXES = {
 _SUNO_NAMES = {"semantic": "text", "coarse": "coarse", "fine": "fine"}
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that has been found and checked; tensors are memory-mapped where possible.
+def opener(
+    name: str | os.PathLike[str],
+    *,
+    stages: Mapping[str, str | os.PathLike[str]] | None = None,
+    voices_dir: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Callable[[], Checkpoint]:
+    """What opens a checkpoint, the same one whatever the current folder is by then.
 
-    Attributes:
-        name: what it was opened as.
-        config: shapes and constants.
-        states: stage -> parameter name -> tensor, in the names of our modules; a transformer's
-            matrix NAME may be int8, with NAME_scale beside it.
-        tokenizer: its vocabulary.
-        voices: its voices.
+    Arguments are those of `open_checkpoint`.
     """
-
-    name: str
-    config: BarkConfig
-    states: Mapping[str, State]
-    tokenizer: Tokenizer
-    voices: Voices
-
-    def parameters(self, stage: str, dtype: torch.dtype) -> State:
-        """One stage's tensors in a floating-point dtype; the codec's are float32 always."""
-        return floats_state(self.states[stage], torch.float32 if stage == "codec" else dtype)
-
-    def n_parameters(self, stage: str) -> int:
-        """How many numbers a stage has, scales of int8 rows not counted."""
-        state = self.states[stage]
-        return sum(tensor.numel() for name, tensor in state.items() if not name.endswith(SCALE))
-
-
-class Reopening(dict[str, State]):
-    """A checkpoint's states by stage; one that has been let go is read again when asked for."""
-
-    def __init__(self, checkpoint: Checkpoint, reopen: Callable[[], Checkpoint]) -> None:
-        super().__init__(checkpoint.states)
-        self.reopen = reopen
-
-    def __missing__(self, stage: str) -> State:
-        return self.reopen().states[stage]
-
-
-def random_checkpoint(
-    config: BarkConfig, tokenizer: Tokenizer, voices: Voices, seed: int = 0
-) -> Checkpoint:
-    """A checkpoint with random weights, decided by the seed."""
-    random = RandomStates(config, seed)
-    states = {stage: random[stage] for stage in STAGES}
-    return Checkpoint(RANDOM, config, states, tokenizer, voices)
+    return partial(
+        open_checkpoint,
+        fixed(name),
+        stages={stage: fixed(place) for stage, place in (stages or {}).items()},
+        voices_dir=voices_dir and os.path.abspath(os.path.expanduser(voices_dir)),
+        **options,
+    )
 
 
 def open_checkpoint(
@@ -123,14 +93,19 @@ def open_checkpoint(
     unknown = set(stages or {}) - set(STAGES)
     if unknown:
         raise ValueError(f"unknown stage {unknown.pop()!r}; expected one of {', '.join(STAGES)}")
-    source = Source(os.fspath(name), cache_dir, revision, offline).pinned()
+    source = Source.of(name, cache_dir, revision, offline).pinned()
     others = stages or {}
     config, states = _open_states(source, [stage for stage in STAGES if stage not in others])
     for stage, place in others.items():
         part, states[stage] = _open_stage(source.elsewhere(place).pinned(), stage, config)
         with naming(f"{source.name} with the {stage} model of {os.fspath(place)}"):
             config = dataclasses.replace(config, **{stage: part})
-    tokenizer, voices = _open_tokenizer(source), _open_voices(source, voices_dir)
+    tokenizer = _open_tokenizer(source)
+    try:
+        voices = _open_voices(source, voices_dir)
+    except (CheckpointError, VoiceError) as error:
+        warn(f"{source.name} is opened without its voices: {error}")
+        voices = Voices({}, Path)
     if len(tokenizer) + config.generation.text_encoding_offset > config.semantic.input_vocab_size:
         raise CheckpointError(
             f"{source.name}: the vocabulary has {len(tokenizer)} tokens, the text model "
@@ -226,7 +201,7 @@ def open_voices(
 
     Arguments and errors are those of `open_checkpoint`.
     """
-    source = Source(os.fspath(name), cache_dir, revision, offline).pinned()
+    source = Source.of(name, cache_dir, revision, offline).pinned()
     if source.is_random or _is_suno(source):
         generation = GenerationConfig()
     else:

@@ -60,7 +60,7 @@ def read_any(path: Path, cache_dir: str | os.PathLike[str] | None) -> tuple[Stat
     """Tensors and metadata of a safetensors or pickle file, of the latter through the cache."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    base = Path(cache_dir or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    base = Path(os.path.expanduser(cache_dir or os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
     real, stat = path.resolve(), path.stat()
     key = hashlib.sha256(f"{real}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     copy = base / "minibark" / f"{path.stem}-{key}.safetensors"

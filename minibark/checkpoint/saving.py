@@ -15,7 +15,8 @@ from ..config import CheckpointError
 from ..files import inside, replacing
 from ..precision import FLOATS, PRECISIONS, parse_precision
 from ..sampling import OnStep
-from .layouts import Checkpoint, open_checkpoint
+from .layouts import open_checkpoint
+from .opened import Checkpoint
 from .rows import SCALE, floats_state, int8_state
 from .tensors import State, save_safetensors
 
@@ -98,7 +99,7 @@ def save_checkpoint(
 
 
 def _check_new(directory: str | os.PathLike[str]) -> None:
-    target = Path(directory)
+    target = Path(os.path.expanduser(directory))
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise FileExistsError(
             f"{target} exists and is not empty; choose another or delete it first"

@@ -26,10 +26,20 @@ class Voices:
 
     @classmethod
     def from_directory(cls, root: str | os.PathLike[str]) -> Voices:
-        """All `.npz` files under a directory, named by their path without the suffix."""
-        base = Path(root)
-        names = [path.relative_to(base) for path in sorted(base.rglob("*.npz"))]
-        files = {name.with_suffix("").as_posix(): {"": name.as_posix()} for name in names}
+        """All voices under a directory: `.npz` files, and `.npy` triples as the hub has them.
+
+        They are named by their path without what all such files end in.
+        """
+        base = Path(os.path.expanduser(root)).absolute()
+        files = {}
+        for path in sorted(base.rglob("*_semantic_prompt.npy")):
+            stem = path.relative_to(base).as_posix().removesuffix("_semantic_prompt.npy")
+            parts = {part: f"{stem}_{part}_prompt.npy" for part in PARTS}
+            if all((base / file).is_file() for file in parts.values()):
+                files[stem] = parts
+        for path in sorted(base.rglob("*.[nN][pP][zZ]")):
+            name = path.relative_to(base)
+            files[name.with_suffix("").as_posix()] = {"": name.as_posix()}
         return cls(files, lambda name: base / name)
 
     @classmethod
@@ -55,8 +65,20 @@ class Voices:
                 entry
             ):
                 raise VoiceError(f"{index}: voice {name!r:.80} lacks one of its three arrays")
-            files[name] = {part: inside(entry[f"{part}_prompt"], str(index)) for part in PARTS}
+            # Some indices were written on Windows.
+            paths = {part: entry[f"{part}_prompt"] for part in PARTS}
+            files[name] = {
+                part: inside(path.replace("\\", "/") if isinstance(path, str) else path, str(index))
+                for part, path in paths.items()
+            }
         return cls(files, fetch)
+
+    @staticmethod
+    def from_stem(stem: str) -> Voice | None:
+        """The voice of three `.npy` files `STEM_semantic_prompt.npy` ..., if they are there."""
+        base = os.path.expanduser(stem)
+        paths = {part: Path(f"{base}_{part}_prompt.npy") for part in PARTS}
+        return Voice.of_files(paths) if all(map(os.path.isfile, paths.values())) else None
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._files))
@@ -85,7 +107,7 @@ class Voices:
             raise VoiceError(
                 f"no voice {name!r}: this checkpoint {have}{hint}. A path to an .npz file works too"
             )
-        return Voice._load({part: self._fetch(path) for part, path in self._files[name].items()})
+        return Voice.of_files({part: self._fetch(path) for part, path in self._files[name].items()})
 
     def resolve(self, voice: VoiceLike) -> Voice | None:
         """The voice that a name, path, dictionary or `Voice` stands for; None stays None.
@@ -100,7 +122,11 @@ class Voices:
             return Voice.from_arrays(voice)
         if isinstance(voice, (str, os.PathLike)):
             name = os.fspath(voice)
-            return Voice.load(name) if name.endswith(".npz") else self.load(name)
+            if name.lower().endswith(".npz"):
+                return Voice.load(name)
+            if name not in self and (triple := Voices.from_stem(name)) is not None:
+                return triple
+            return self.load(name)
         raise VoiceError(
             f"a voice is a name, an .npz path, a Voice or a dictionary, not {type(voice)}"
         )

@@ -21,7 +21,7 @@ from tiny import SPEEDS, USUAL_SPEED, VOICES, Data, work_argument
 from torch import Tensor
 from training import load_averaged, start_from
 
-from minibark.checkpoint.layouts import Checkpoint
+from minibark.checkpoint.opened import Checkpoint
 from minibark.checkpoint.saving import convert, save_checkpoint
 from minibark.checkpoint.voices import Voices
 from minibark.coarse import n_coarse_steps
