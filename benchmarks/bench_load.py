@@ -9,7 +9,6 @@ come from the page cache and not from the disk.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import shutil
 import subprocess
@@ -20,21 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from card import machine_card, print_card
-from checkpoints import RANDOM_MODELS, write_random
-from measure import (
-    add_json_option,
-    check_output,
-    emit,
+from common import (
+    RANDOM_MODELS,
+    add_options,
+    close,
+    machine_card,
+    parse,
     peak_rss_bytes,
     positive,
+    print_card,
     rss_bytes,
     show,
     spread,
+    write_random,
 )
 
 import minibark
-from minibark.checkpoint.presets import preset
 from minibark.config import STAGES
 from minibark.precision import PRECISIONS
 
@@ -54,10 +54,7 @@ def load(folder: str, precision: str) -> dict[str, float]:
     baseline = rss_bytes()
     start = time.perf_counter()
     bark = minibark.Bark.from_pretrained(folder, device="cpu", precision=precision)
-    modules = []
-    for stage in STAGES:
-        with contextlib.nullcontext(bark.model(stage)) as module:
-            modules.append(module)
+    modules = [bark.model(stage) for stage in STAGES]
     loaded = time.perf_counter()
     for module in modules:
         for tensor in module.state_dict().values():
@@ -89,9 +86,7 @@ def measure(
     """Figures of loading a random model of that size, by precision, and of importing."""
     results = []
     with tempfile.TemporaryDirectory(prefix="minibark-bench-") as scratch:
-        source = Path(scratch, "source")
-        source.mkdir()
-        write_random(preset(model), source, seed)
+        source = write_random(model, Path(scratch, "source"), seed)
         for precision in precisions:
             # int4 is not stored: its weights come from int8 ones.
             stored = "int8" if precision == "int4" else precision
@@ -105,20 +100,11 @@ def measure(
             shutil.rmtree(converted)
             medians = {name: spread(values)["median"] for name, values in loads.items()}
             growth = medians["loaded_rss_bytes"] - medians["baseline_rss_bytes"]
-            results.append(
-                {
-                    "precision": precision,
-                    "file_bytes": file_bytes,
-                    "convert_s": convert_s,
-                    "load_s": spread(loads["load_s"]),
-                    "read_s": spread(loads["read_s"]),
-                    "growth_bytes": growth,
-                    "growth_over_first": growth
-                    / (results[0]["growth_bytes"] if results else growth),
-                    "peak_rss_bytes": medians["peak_rss_bytes"],
-                    "peak_over_file": medians["peak_rss_bytes"] / file_bytes,
-                }
-            )
+            first = results[0]["growth_bytes"] if results else growth
+            figures = {"file_bytes": file_bytes, "convert_s": convert_s, "growth_bytes": growth}
+            figures |= {name: spread(loads[name]) for name in ("load_s", "read_s")}
+            figures |= {"precision": precision, "growth_over_first": growth / first}
+            results.append(figures | {"peak_rss_bytes": medians["peak_rss_bytes"]})
     imports = in_fresh_processes(["-c", IMPORT], import_repeats)
     return {
         "results": results,
@@ -130,18 +116,17 @@ def measure(
 def print_figures(figures: dict[str, Any]) -> None:
     """The figures, a precision a line."""
     row = "{:<9} {:>8} {:>9}  {:<21} {:<21} {:>9} {:>8} {:>8}"
-    print(
-        row.format(
-            "precision",
-            "file GB",
-            "convert s",
-            "load s",
-            "read s",
-            "held GB",
-            "of first",
-            "peak GB",
-        )
+    heads = (
+        "precision",
+        "file GB",
+        "convert s",
+        "load s",
+        "read s",
+        "held GB",
+        "of first",
+        "peak GB",
     )
+    print(row.format(*heads))
     for result in figures["results"]:
         print(
             row.format(
@@ -170,36 +155,22 @@ def main() -> None:
         "temporary directory (twice its size there: 3.2 GB for small); set TMPDIR for another "
         "place. The last line is JSON.",
     )
+    precision = {"choices": PRECISIONS, "help": "stored and loaded so; int4 is loaded from int8"}
+    model = {"choices": RANDOM_MODELS}
+    add_options(parser, "model precision repeats seed json", model=model, precision=precision)
     add = parser.add_argument
-    add("--model", default="small", choices=RANDOM_MODELS, help="its size (default: %(default)s)")
-    add(
-        "--precision",
-        nargs="+",
-        choices=PRECISIONS,
-        default=["float32"],
-        metavar="P",
-        help="stored and loaded so, in turn; int4 is loaded from int8 (float32)",
-    )
-    add("--repeats", type=positive, default=5, metavar="N", help="loads (default: %(default)s)")
     add("--import-repeats", type=positive, default=10, metavar="N", help="imports (%(default)s)")
-    add("--seed", type=int, default=0, help="of the random weights (%(default)s)")
     add("--load", metavar="DIR", help=argparse.SUPPRESS)  # what the fresh processes run
-    add_json_option(parser)
-    args = parser.parse_args()
+    args = parse(parser)
     if args.load:
         print(json.dumps(load(args.load, args.precision[0])))
         return
-    check_output(parser, args.json)
     card = machine_card(torch.device("cpu"))
     print_card(card)
     figures = measure(args.model, args.precision, args.repeats, args.import_repeats, args.seed)
     print(f"{args.model}, random weights, medians of {args.repeats} fresh processes")
     print_figures(figures)
-    settings = {
-        name: getattr(args, name)
-        for name in ("model", "precision", "repeats", "import_repeats", "seed")
-    }
-    emit({"benchmark": "load", "card": card, "settings": settings, **figures}, args.json)
+    close("load", args, card=card, **figures)
 
 
 if __name__ == "__main__":

@@ -10,37 +10,41 @@ wrong is carried to the next one but what the cache holds.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from card import machine_card, print_card
-from checkpoints import RANDOM_MODELS, checkpoint
-from measure import add_json_option, check_output, emit, max_duration_s, positive
+from common import (
+    add_options,
+    checkpoint,
+    close,
+    machine_card,
+    max_duration_s,
+    one_line,
+    parse,
+    positive,
+    print_card,
+)
 from torch import Tensor, nn
 
 import minibark
 from minibark.coarse import generate_coarse
-from minibark.cpu.reduce import describe
 from minibark.precision import PRECISIONS
 from minibark.sampling import Sampling
 from minibark.semantic import generate_semantic, semantic_prompt
 from minibark.voice import Voice
 
 STAGES = ("semantic", "coarse", "fine")
-TEXTS = (
-    "The quick brown fox jumps over the lazy dog.",
-    "She sells sea shells by the sea shore.",
-    "I will be there at seven, if the train is on time.",
-    "Nobody knows what the new house will cost.",
-    "The weather was cold and the road was long.",
-    "Two men walked along the river in the morning.",
-    "Please write your name at the top of the page.",
-    "One, two, three, four, five, six.",
-)
+TEXTS = """\
+The quick brown fox jumps over the lazy dog.
+She sells sea shells by the sea shore.
+I will be there at seven, if the train is on time.
+Nobody knows what the new house will cost.
+The weather was cold and the road was long.
+Two men walked along the river in the morning.
+Please write your name at the top of the page.
+One, two, three, four, five, six.""".splitlines()
 
 
 class Forced:
@@ -69,20 +73,18 @@ def semantic_logits(bark: minibark.Bark, text: str, voice: Voice | None, said: V
     g = bark.config.generation
     ids = torch.tensor(bark.tokenizer.encode(text))
     prompt = semantic_prompt(ids, voice.semantic if voice else None, g)
-    with contextlib.nullcontext(bark.model("semantic")) as model:
-        forced = Forced(model.lm_head, [*said.semantic.tolist(), g.semantic_pad_token])
-        generate_semantic(model, [prompt], g, Sampling(0), [None], min_eos_p=None)
-        return forced.stop()
+    model = bark.model("semantic")
+    forced = Forced(model.lm_head, [*said.semantic.tolist(), g.semantic_pad_token])
+    generate_semantic(model, [prompt], g, Sampling(0), [None], min_eos_p=None)
+    return forced.stop()
 
 
 def coarse_logits(bark: minibark.Bark, text: str, voice: Voice | None, said: Voice) -> Tensor:
     """(2 T, codebook_size)."""
-    with contextlib.nullcontext(bark.model("coarse")) as model:
-        forced = Forced(model.lm_head, said.coarse.T.flatten().tolist())
-        generate_coarse(
-            model, [said.semantic], [voice], bark.config.generation, Sampling(0), [None]
-        )
-        return forced.stop()
+    model = bark.model("coarse")
+    forced = Forced(model.lm_head, said.coarse.T.flatten().tolist())
+    generate_coarse(model, [said.semantic], [voice], bark.config.generation, Sampling(0), [None])
+    return forced.stop()
 
 
 @torch.inference_mode()
@@ -91,11 +93,11 @@ def fine_logits(bark: minibark.Bark, text: str, voice: Voice | None, said: Voice
     g = bark.config.generation
     n_frames = min(said.fine.shape[1], g.max_fine_input_length)
     found = []
-    with contextlib.nullcontext(bark.model("fine")) as model:
-        for codebook in range(g.n_coarse_codebooks, g.n_fine_codebooks):
-            codes = torch.full((1, g.max_fine_input_length, g.n_fine_codebooks), g.codebook_size)
-            codes[0, :n_frames, :codebook] = said.fine[:codebook, :n_frames].T
-            found.append(model(codes, codebook)[0, :n_frames, : g.codebook_size])
+    model = bark.model("fine")
+    for codebook in range(g.n_coarse_codebooks, g.n_fine_codebooks):
+        codes = torch.full((1, g.max_fine_input_length, g.n_fine_codebooks), g.codebook_size)
+        codes[0, :n_frames, :codebook] = said.fine[:codebook, :n_frames].T
+        found.append(model(codes, codebook)[0, :n_frames, : g.codebook_size])
     return torch.cat(found)
 
 
@@ -135,7 +137,7 @@ def measure(model: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                     sums[name] += value
             n = int(sums["steps"])
             stages[stage] = {"kl_nats": sums["kl"] / n, "top1": sums["top1"] / n, "steps": n}
-        results.append({"precision": precision, "path": describe(precision), "stages": stages})
+        results.append({"precision": precision, "path": bark.describe(), "stages": stages})
         print(f"{precision} done", file=sys.stderr)
     return results
 
@@ -159,44 +161,18 @@ def main() -> None:
         "1. Same top token: share of steps whose likeliest token is the same. The last line is "
         "JSON.",
     )
-    add = parser.add_argument
-    add(
-        "--model",
-        default="tiny",
-        help=f"directory or hub name, or {', '.join(RANDOM_MODELS)} for random weights, whose "
-        "near-ties fall either way (default: %(default)s)",
-    )
-    add(
-        "--precision",
-        nargs="+",
-        choices=PRECISIONS[1:],
-        default=list(PRECISIONS[1:]),
-        metavar="P",
-        help="to compare with float32 (default: all)",
-    )
-    add("--texts", type=positive, default=len(TEXTS), metavar="N", help="at most (%(default)s)")
-    add("--voice", metavar="NAME|FILE", help="voice to speak in (default: none)")
-    add("--semantic-tokens", type=positive, default=400, metavar="N", help="a text, at most")
-    add("--threads", type=positive, metavar="N", help="CPU threads (default: torch's own)")
-    add("--seed", type=int, default=0, help="of random weights (%(default)s)")
-    add_json_option(parser)
-    args = parser.parse_args()
-    check_output(parser, args.json)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    try:
-        with checkpoint(args.model, args.seed) as model:
-            results = measure(model, args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"bench_quality: {error}")
+    precision = {"choices": PRECISIONS[1:], "default": list(PRECISIONS[1:])}
+    names = "model precision semantic-tokens voice threads seed json"
+    add_options(parser, names, model="tiny", precision=precision, semantic_tokens=400)
+    parser.add_argument("--texts", type=positive, default=len(TEXTS), metavar="N", help="at most")
+    args = parse(parser)
+    with one_line("bench_quality"), checkpoint(args.model, args.seed) as model:
+        results = measure(model, args)
     card = machine_card(torch.device("cpu"))
     print_card(card)
     print(f"{args.model}, voice {args.voice or 'none'}, {args.texts} texts")
     print_results(results)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    emit(
-        {"benchmark": "quality", "card": card, "settings": settings, "results": results}, args.json
-    )
+    close("quality", args, card=card, results=results)
 
 
 if __name__ == "__main__":

@@ -14,35 +14,16 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from bench_kernels import KERNELS
-from replays import Call, n_sets
+from common import Call, n_sets
 from torch import Tensor
 
 from minibark.checkpoint.rows import quantize_rows
-from minibark.kernels import decode_attention as decode_file
-from minibark.kernels import linear as linear_file
-from minibark.kernels import step as step_file
+from minibark.kernels import decode_attention as splitting
+from minibark.kernels import linear
 from minibark.kernels.attention import attention, attention_ref
-from minibark.kernels.decode_attention import (
-    Splits,
-    decode_attention,
-    decode_attention_ref,
-    decode_attention_splits,
-)
-from minibark.kernels.launch import dependent_launch
+from minibark.kernels.decode_attention import decode_attention, decode_attention_ref
 from minibark.kernels.layer import Layer, decode_layer, decode_layer_ref
-from minibark.kernels.linear import (
-    Matrix,
-    Norm,
-    combine_residual,
-    combine_residual_ref,
-    linear_residual,
-    linear_residual_ref,
-    norm_linear,
-    norm_linear_ref,
-    norm_qkv,
-    norm_qkv_ref,
-)
+from minibark.kernels.matrix import Matrix, Norm
 from minibark.kernels.step import choose_tokens, choose_tokens_ref, embed_tokens, embed_tokens_ref
 
 WIDTHS = {"small": (768, 12), "large": (1024, 16), "random": (32, 2)}  # channels, heads
@@ -87,20 +68,17 @@ class Work:
     """A case made ready: one call for each set of operands, and what the calls cost."""
 
     ours: list[Call]
-    ref: list[Call]
     error: float  # largest difference from the reference, of its largest value
     tolerance: float
     n_bytes: int  # read and written by a call, at least
-    torch: list[Call] = field(default_factory=list)  # torch's own operators, if it has them
+    torch: list[Call] = field(default_factory=list)  # torch's own operator, if it has one
     n_flop: int = 0
-    dependent: bool = False  # whether to time it without dependent launch too
 
 
-class HostLengths(tuple[int, ...]):
-    """Lengths that a reference can read while it is recorded, when nothing may be waited for."""
-
-    def tolist(self) -> list[int]:
-        return list(self)
+def prepare(case: Case, device: torch.device) -> Work:
+    """Make the operands of a case and compare the kernel with its reference once."""
+    torch.manual_seed(0)
+    return MAKERS[case.kernel](case, device)
 
 
 def cases(*, quick: bool, on_cpu: bool) -> list[Case]:
@@ -129,39 +107,7 @@ def cases(*, quick: bool, on_cpu: bool) -> list[Case]:
         for n_rows in (1, 16)
         for n_ids in HEADS
     ]
-    return sorted(found, key=lambda case: KERNELS.index(case.kernel))
-
-
-def prepare(case: Case, device: torch.device) -> Work:
-    """Make the operands of a case and compare the kernel with its reference once."""
-    torch.manual_seed(0)
-    makers: dict[str, Callable[[Case, torch.device], Work]] = {
-        "decode_layer": _decode_layer,
-        "decode_attention": _decode_attention,
-        "attention": _attention,
-        "norm_linear": _norm_linear,
-        "norm_qkv": _norm_qkv,
-        "linear_residual": _linear_residual,
-        "combine_residual": _combine_residual,
-        "embed_tokens": _embed_tokens,
-        "choose_tokens": _choose_tokens,
-    }
-    return makers[case.kernel](case, device)
-
-
-def launches_early(device: torch.device) -> bool:
-    """Whether kernels start before the one in front has ended, on this GPU."""
-    return bool(dependent_launch(device)["PDL"])
-
-
-@contextlib.contextmanager
-def plain_launches() -> Iterator[None]:
-    """Launch every kernel after the one in front has ended, while the block runs."""
-    with contextlib.ExitStack() as stack:
-        for file in (linear_file, decode_file, step_file):
-            plain = patch.object(file, "dependent_launch", lambda device: {"PDL": False})
-            stack.enter_context(plain)
-        yield
+    return sorted(found, key=lambda case: list(MAKERS).index(case.kernel))
 
 
 @dataclass(frozen=True)
@@ -186,13 +132,13 @@ def tilings(case: Case, device: torch.device) -> list[Tiling]:
     }
     found = []
     if case.n_rows == 1 and case.kernel in products:
-        size = math.prod(linear_file.choose_tile(*products[case.kernel]))
-        found = [Tiling(size, linear_file.NUM_WARPS)]
+        size = math.prod(linear.choose_tile(*products[case.kernel]))
+        found = [Tiling(size, linear.NUM_WARPS)]
         sizes = (size // 2, size, 2 * size, 4 * size)
         found += [Tiling(size, num_warps) for size in sizes for num_warps in (2, 4, 8)]
     elif case.n_rows == 1 and case.kernel == "decode_layer":
         # How many splits pay is known where they are combined.
-        n = decode_file.choose_n_splits(n_head, N_POSITIONS, decode_file.count_sms(device))
+        n = splitting.choose_n_splits(n_head, N_POSITIONS, splitting.count_sms(device))
         found = [Tiling(n_splits, 4) for n_splits in (n, max(1, n // 2), 2 * n, 3 * n)]
     return list(dict.fromkeys(found))
 
@@ -201,11 +147,11 @@ def tilings(case: Case, device: torch.device) -> list[Tiling]:
 def tiled(case: Case, tiling: Tiling) -> Iterator[None]:
     """Cut the work of a case's kernel up so while the block runs."""
     if case.kernel == "decode_layer":
-        with patch.object(decode_file, "choose_n_splits", lambda *args: tiling.size):
+        with patch.object(splitting, "choose_n_splits", lambda *args: tiling.size):
             yield
     else:
         tile = {"TILE_SIZE": tiling.size, "FEW_OUTPUTS": 0, "NUM_WARPS": tiling.num_warps}
-        with patch.multiple(linear_file, **tile):
+        with patch.multiple(linear, **tile):
             yield
 
 
@@ -241,9 +187,8 @@ def _half(case: Case, device: torch.device) -> torch.dtype:
     return getattr(torch, case.precision)
 
 
-def _lengths(case: Case, device: torch.device) -> tuple[Tensor, HostLengths]:
-    values = [case.n_keys] * case.n_rows
-    return torch.tensor(values, dtype=torch.int32, device=device), HostLengths(values)
+def _lengths(case: Case, device: torch.device) -> Tensor:
+    return torch.full((case.n_rows,), case.n_keys, dtype=torch.int32, device=device)
 
 
 def _bytes(*tensors: Tensor | None) -> int:
@@ -263,9 +208,7 @@ def _difference(ours: Tensor, expected: Tensor) -> float:
 
 def _tolerance(case: Case, device: torch.device, *, products: bool) -> float:
     """By the type that tensor cores multiply (`products`) or a result is stored in, if any."""
-    if not products:
-        return TOLERANCES[torch.float32]
-    return TOLERANCES[_half(case, device)]
+    return TOLERANCES[_half(case, device) if products else torch.float32]
 
 
 # ---- kernels
@@ -275,16 +218,10 @@ def _norm_linear(case: Case, device: torch.device) -> Work:
     width, _ = WIDTHS[case.size]
     norm, matrices = _norm(case, device), _matrices(case, 4 * width, width, device)
     x = torch.randn(case.n_rows, width, device=device)
-    out = norm_linear(x, norm, matrices[0], gelu=True)
-    expected = norm_linear_ref(x, norm, matrices[0], gelu=True)
-    xs = x.to(_half(case, device))
+    out = linear.norm_linear(x, norm, matrices[0], gelu=True)
     return Work(
-        ours=[partial(norm_linear, x, norm, m, gelu=True) for m in matrices],
-        ref=[partial(norm_linear_ref, x, norm, m, gelu=True) for m in matrices],
-        torch=[]
-        if case.precision == "int8"
-        else [partial(_torch_norm_linear, xs, norm, m, gelu=True) for m in matrices],
-        error=_difference(out, expected),
+        ours=[partial(linear.norm_linear, x, norm, m, gelu=True) for m in matrices],
+        error=_difference(out, linear.norm_linear_ref(x, norm, matrices[0], gelu=True)),
         tolerance=_tolerance(case, device, products=case.n_rows > 1),
         n_bytes=_bytes(x, *matrices[0], norm.weight, norm.bias, out),
     )
@@ -294,17 +231,11 @@ def _norm_qkv(case: Case, device: torch.device) -> Work:
     width, _ = WIDTHS[case.size]
     norm, matrices = _norm(case, device), _matrices(case, 3 * width, width, device)
     x, kv = torch.randn(case.n_rows, width, device=device), _cache(case, device)
-    lengths, host = _lengths(case, device)
-    expected_kv = kv.clone()
-    q = norm_qkv(x, norm, matrices[0], kv, lengths)
-    expected = norm_qkv_ref(x, norm, matrices[0], expected_kv, lengths)
-    xs = x.to(kv.dtype)
+    lengths, expected_kv = _lengths(case, device), kv.clone()
+    q = linear.norm_qkv(x, norm, matrices[0], kv, lengths)
+    expected = linear.norm_qkv_ref(x, norm, matrices[0], expected_kv, lengths)
     return Work(
-        ours=[partial(norm_qkv, x, norm, m, kv, lengths) for m in matrices],
-        ref=[partial(norm_qkv_ref, x, norm, m, kv, host) for m in matrices],
-        torch=[]
-        if case.precision == "int8"
-        else [partial(_torch_norm_qkv, xs, norm, m, kv, lengths) for m in matrices],
+        ours=[partial(linear.norm_qkv, x, norm, m, kv, lengths) for m in matrices],
         error=max(_difference(q, expected), _difference(kv, expected_kv)),
         tolerance=_tolerance(case, device, products=True),  # q, k and v are rounded
         n_bytes=_bytes(x, *matrices[0], norm.weight, norm.bias) + 3 * _bytes(q),
@@ -313,66 +244,58 @@ def _norm_qkv(case: Case, device: torch.device) -> Work:
 
 def _linear_residual(case: Case, device: torch.device) -> Work:
     width, _ = WIDTHS[case.size]
-    matrices = _matrices(case, width, 4 * width, device)
     h = torch.randn(case.n_rows, 4 * width, device=device)
-    x = torch.randn(case.n_rows, width, device=device)
-    out, expected = x.clone(), x.clone()
-    linear_residual(h, matrices[0], out)
-    linear_residual_ref(h, matrices[0], expected)
-    hs, xs = h.to(_half(case, device)), x.to(_half(case, device))
-    return Work(
-        ours=[partial(linear_residual, h, m, x) for m in matrices],
-        ref=[partial(linear_residual_ref, h, m, x) for m in matrices],
-        torch=[]
-        if case.precision == "int8"
-        else [partial(_torch_linear_residual, hs, m, xs) for m in matrices],
-        error=_difference(out, expected),
-        tolerance=_tolerance(case, device, products=case.n_rows > 1),
-        n_bytes=_bytes(h, *matrices[0], x, x),
-    )
+    wrappers = (linear.linear_residual, linear.linear_residual_ref)
+    return _residual(case, device, h, 4 * width, wrappers, _bytes(h), case.n_rows > 1)
 
 
 def _combine_residual(case: Case, device: torch.device) -> Work:
     width, n_head = WIDTHS[case.size]
-    matrices, kv = _matrices(case, width, width, device), _cache(case, device)
-    lengths, _ = _lengths(case, device)
+    kv, lengths = _cache(case, device), _lengths(case, device)
     q = torch.randn(1, n_head, 1, width // n_head, device=device, dtype=kv.dtype)
-    splits: Splits = decode_attention_splits(q, kv[0], kv[1], lengths)
-    x = torch.randn(1, width, device=device)
+    splits = splitting.decode_attention_splits(q, kv[0], kv[1], lengths)
+    wrappers = (linear.combine_residual, linear.combine_residual_ref)
+    return _residual(case, device, splits, width, wrappers, _bytes(*splits), False)
+
+
+def _residual(
+    case: Case,
+    device: torch.device,
+    given: object,
+    n_in: int,
+    wrappers: tuple[Callable[..., None], Callable[..., None]],
+    n_bytes: int,
+    products: bool,
+) -> Work:
+    """What is added to the residual stream in place; the kernel and its reference."""
+    width, _ = WIDTHS[case.size]
+    kernel, reference = wrappers
+    matrices = _matrices(case, width, n_in, device)
+    x = torch.randn(case.n_rows, width, device=device)
     out, expected = x.clone(), x.clone()
-    combine_residual(splits, matrices[0], out)
-    combine_residual_ref(splits, matrices[0], expected)
-    attended, xs = torch.randn(1, width, device=device, dtype=kv.dtype), x.to(kv.dtype)
+    kernel(given, matrices[0], out)
+    reference(given, matrices[0], expected)
     return Work(
-        ours=[partial(combine_residual, splits, m, x) for m in matrices],
-        ref=[partial(combine_residual_ref, splits, m, x) for m in matrices],
-        # torch's attention has no splits to bring together.
-        torch=[]
-        if case.precision == "int8"
-        else [partial(_torch_linear_residual, attended, m, xs) for m in matrices],
+        ours=[partial(kernel, given, m, x) for m in matrices],
         error=_difference(out, expected),
-        tolerance=_tolerance(case, device, products=False),
-        n_bytes=_bytes(*splits, *matrices[0], x, x),
+        tolerance=_tolerance(case, device, products=products),
+        n_bytes=n_bytes + _bytes(*matrices[0], x, x),
     )
 
 
 def _decode_attention(case: Case, device: torch.device) -> Work:
-    first = _cache(case, device)
-    lengths, host = _lengths(case, device)
-    n = case.n_keys
+    first, lengths, n = _cache(case, device), _lengths(case, device), case.n_keys
     read = _bytes(first[:, :, :, :n])
     caches = [first, *(_cache(case, device) for _ in range(n_sets(read, device) - 1))]
     q = torch.randn_like(first[0, :, :, :1])
     out = decode_attention(q, first[0], first[1], lengths)
-    expected = decode_attention_ref(q, first[0], first[1], host)
     return Work(
         ours=[partial(decode_attention, q, kv[0], kv[1], lengths) for kv in caches],
-        ref=[partial(decode_attention_ref, q, kv[0], kv[1], host) for kv in caches],
         torch=[
             partial(F.scaled_dot_product_attention, q, kv[0, :, :, :n], kv[1, :, :, :n])
             for kv in caches
         ],
-        error=_difference(out, expected),
+        error=_difference(out, decode_attention_ref(q, first[0], first[1], lengths)),
         tolerance=_tolerance(case, device, products=True),  # the output is rounded
         n_bytes=read + 2 * _bytes(q),
     )
@@ -395,7 +318,6 @@ def _attention(case: Case, device: torch.device) -> Work:
     n_pairs = n * (n + 1) // 2 if causal else n * n
     return Work(
         ours=[partial(attention, *given, causal=causal) for given in sets],
-        ref=[partial(attention_ref, *given, causal=causal) for given in sets[:8]],
         torch=[partial(F.scaled_dot_product_attention, *given, is_causal=causal) for given in sets],
         error=_difference(out, attention_ref(*first, causal=causal)),
         tolerance=_tolerance(case, device, products=True),
@@ -406,7 +328,7 @@ def _attention(case: Case, device: torch.device) -> Work:
 
 def _decode_layer(case: Case, device: torch.device) -> Work:
     width, _ = WIDTHS[case.size]
-    lengths, host = _lengths(case, device)
+    lengths = _lengths(case, device)
 
     def layer() -> tuple[Layer, Tensor]:
         shapes = {"qkv": (3, 1), "proj": (1, 1), "fc": (4, 1), "out": (1, 4)}
@@ -426,17 +348,11 @@ def _decode_layer(case: Case, device: torch.device) -> Work:
     out, expected = x.clone(), x.clone()
     decode_layer(out, first, kv.clone(), lengths)
     decode_layer_ref(expected, first, kv.clone(), lengths)
-    xs = x.to(kv.dtype)
     return Work(
         ours=[partial(decode_layer, x, parts, kv, lengths) for parts, kv in layers],
-        ref=[partial(decode_layer_ref, x, parts, kv, host) for parts, kv in layers],
-        torch=[]
-        if case.precision == "int8"
-        else [partial(_torch_layer, xs, parts, kv, lengths) for parts, kv in layers],
         error=_difference(out, expected),
         tolerance=_tolerance(case, device, products=True),  # q and the cache are rounded
         n_bytes=n_bytes,
-        dependent=launches_early(device),
     )
 
 
@@ -448,16 +364,10 @@ def _embed_tokens(case: Case, device: torch.device) -> Work:
     lengths = torch.zeros(case.n_rows, dtype=torch.int32, device=device)
     index = torch.zeros(1, dtype=torch.int64, device=device)
     sets = [torch.randint(N_IDS, (case.n_rows,), device=device) for _ in range(8)]
-
-    def ref(tokens: Tensor) -> Tensor:
-        # Its lengths must not grow beyond the table; the kernel's may.
-        return embed_tokens_ref(tokens, table, positions, lengths.clone(), index.clone())
-
-    expected = ref(sets[0])
+    expected = embed_tokens_ref(sets[0], table, positions, lengths.clone(), index.clone())
     out = embed_tokens(sets[0], table, positions, lengths, index)
     return Work(
         ours=[partial(embed_tokens, t, table, positions, lengths, index) for t in sets],
-        ref=[partial(ref, tokens) for tokens in sets],
         error=_difference(out, expected),
         tolerance=_tolerance(case, device, products=False),
         n_bytes=_bytes(sets[0], lengths, lengths, out) + _bytes(table[: case.n_rows]) * 2,
@@ -477,46 +387,25 @@ def _choose_tokens(case: Case, device: torch.device) -> Work:
 
     ours, expected = results(), results()
     call = partial(choose_tokens, logits, noise, 0.7, 100, index, *ours)
-    # The reference would wait for an index on the GPU.
-    ref = partial(choose_tokens_ref, logits, noise, 0.7, 100, 2, *expected)
     call()
-    ref()
+    choose_tokens_ref(logits, noise, 0.7, 100, 2, *expected)
     return Work(
         ours=[call],
-        ref=[ref],
         error=max(_difference(a, b) for a, b in zip(ours, expected, strict=True)),
         tolerance=_tolerance(case, device, products=False),
         n_bytes=_bytes(logits, noise[0], ours[0], ours[1][0], ours[2][0]),
     )
 
 
-# ---- torch's own operators, as the torch backend uses them
-
-
-def _torch_norm_linear(x: Tensor, norm: Norm, matrix: Matrix, *, gelu: bool = False) -> Tensor:
-    x = F.layer_norm(x, x.shape[1:], norm.weight, norm.bias, norm.eps)
-    y = F.linear(x, matrix.weight, matrix.bias)
-    return F.gelu(y) if gelu else y
-
-
-def _torch_norm_qkv(x: Tensor, norm: Norm, matrix: Matrix, kv: Tensor, lengths: Tensor) -> Tensor:
-    n_head = kv.shape[2]
-    qkv = _torch_norm_linear(x, norm, matrix).view(len(x), 3, n_head, -1).transpose(0, 1)
-    new = qkv[1:].unsqueeze(3)
-    place = (lengths.long() - 1)[None, :, None, None, None]
-    kv.scatter_(3, place.expand(new.shape), new)
-    return qkv[0].unsqueeze(2)
-
-
-def _torch_linear_residual(h: Tensor, matrix: Matrix, x: Tensor) -> Tensor:
-    return x + F.linear(h, matrix.weight, matrix.bias)
-
-
-def _torch_layer(x: Tensor, layer: Layer, kv: Tensor, lengths: Tensor) -> Tensor:
-    q = _torch_norm_qkv(x, layer.norm_1, layer.qkv, kv, lengths)
-    seen = torch.arange(kv.shape[3], device=x.device) < lengths[:, None]  # (B, T)
-    mask = seen[:, None, None]
-    attended = F.scaled_dot_product_attention(q, kv[0], kv[1], attn_mask=mask).view(x.shape)
-    x = _torch_linear_residual(attended, layer.proj, x)
-    h = _torch_norm_linear(x, layer.norm_2, layer.fc, gelu=True)
-    return _torch_linear_residual(h, layer.out, x)
+MAKERS: dict[str, Callable[[Case, torch.device], Work]] = {
+    "decode_layer": _decode_layer,
+    "decode_attention": _decode_attention,
+    "attention": _attention,
+    "norm_qkv": _norm_qkv,
+    "combine_residual": _combine_residual,
+    "norm_linear": _norm_linear,
+    "linear_residual": _linear_residual,
+    "embed_tokens": _embed_tokens,
+    "choose_tokens": _choose_tokens,
+}
+"""The kernels by name, in the order of the table."""

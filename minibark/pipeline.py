@@ -55,6 +55,8 @@ class Pipeline:
         config: shapes and constants.
         choice: where and how the stages run.
         offload: whether only the running stage is on the device.
+        new_decoder: makes the decoder of a stage's model, as `fast.decoder` does; the seam for
+            whoever watches or times steps.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Pipeline:
         self.config = config
         self.choice = choice
         self.offload = offload
+        self.new_decoder: Callable[[GPT, int, fast.Choice], Decoder] = fast.decoder
         self._states = states
         self._modules: dict[str, nn.Module] = {}
         self._decoders: dict[str, Decoder] = {}
@@ -219,7 +222,7 @@ class Pipeline:
         """What makes, or finds again, the decoder of a stage."""
 
         def make(model: GPT, n_merged: int) -> Decoder:
-            decoder = self._decoders.get(stage) or fast.decoder(model, n_merged, self.choice)
+            decoder = self._decoders.get(stage) or self.new_decoder(model, n_merged, self.choice)
             if self.choice.records:
                 self._decoders[stage] = decoder
             decoder.on_step = on_step

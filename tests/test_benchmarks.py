@@ -10,14 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from random_bark import random_gpt
+
+from minibark.config import GPTConfig
+from minibark.decoding import CachedDecoder
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ("bench_generate.py", "bench_load.py", "bench_upstream.py")
+SCRIPTS = [*sorted(path.name for path in BENCHMARKS.glob("bench_*.py")), "gpu_report.py"]
 YARDSTICK = ("transformers", "float32")
 STAGES = ["semantic", "coarse", "fine", "codec"]
-TINY = ("--model", "random", "--repeats", "1")
+RANDOM = ("--model", "random", "--repeats", "1")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 COUNTS = {"semantic": 4, "coarse": 12, "fine": 6, "codec": 6}
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +31,7 @@ pytestmark = pytest.mark.slow
 def run(
     script: str, *options: object, path: Path | None = None, **variables: str
 ) -> subprocess.CompletedProcess:
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | variables
+    env = os.environ | variables
     if path:
         env["PYTHONPATH"] = os.pathsep.join([str(path), *filter(None, [env.get("PYTHONPATH")])])
     words = [sys.executable, str(BENCHMARKS / script), *map(str, options)]
@@ -59,76 +65,80 @@ def voice(tmp_path: Path) -> Path:
     return path
 
 
+def test_there_are_at_most_ten_files() -> None:
+    files = list(BENCHMARKS.glob("*.py"))
+    assert len(files) <= 10
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 2800
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_names_the_options_and_the_json_line(script: str) -> None:
     done = run(script, "--help")
     assert done.returncode == 0, done.stderr
-    assert all(text in done.stdout for text in ("--model", "--repeats", "--json", "JSON"))
+    assert "--json" in done.stdout and "JSON" in done.stdout
 
 
-@pytest.mark.parametrize("script", ["bench_kernels.py", "gpu_report.py"])
-def test_help_of_the_scripts_for_a_gpu(script: str) -> None:
-    done = run(script, "--help")
-    assert done.returncode == 0, done.stderr
-    assert all(text in done.stdout for text in ("--device", "--quick", "--json", "JSON"))
-
-
-def test_generate_measures_each_stage_at_each_precision(tmp_path: Path) -> None:
-    file = tmp_path / "out.json"
-    options = ("--semantic-tokens", 4, "--threads", 1, "--precision", "float32", "bfloat16")
-    document = closing_json(run("bench_generate.py", *TINY, *options, "--json", file))
+def test_speed_gives_all_sides_the_same_weights_and_lengths(voice: Path) -> None:
+    options = ("--semantic-tokens", 4, "--warmup", 0, "--threads", 1, "--voice", voice)
+    precisions = ("--precision", "float32", "int8", "--peer-precision", "float32")
+    file = voice.parent / "out.json"
+    document = closing_json(
+        run("bench_speed.py", *RANDOM, *options, *precisions, "--memory", "--json", file)
+    )
     assert json.loads(file.read_text()) == document
     assert_card(document["card"])
     assert document["card"]["threads"] == 1
-    assert [result["precision"] for result in document["results"]] == ["float32", "bfloat16"]
-    for result in document["results"]:
+    results = {(r["side"], r["precision"]): r for r in document["results"]}
+    missing = {(a["side"], a["precision"]) for a in document["absent"]}
+    expected = {(side, "float32") for side in ("minibark", "suno", "transformers")}
+    assert set(results) | missing == expected | {("minibark", "int8")}
+    assert document["same_weights"] is (True if len(results) > 2 else None)
+    assert list(document["check"]) == STAGES
+    for result in results.values():
         assert {name: figures["tokens"] for name, figures in result["stages"].items()} == COUNTS
         for figures in result["stages"].values():
             assert_spread(figures["seconds"])
             assert figures["tokens_per_s"] > 0
-        assert sum(figures["share"] for figures in result["stages"].values()) == pytest.approx(1)
-        assert_spread(result["total_s"])
-        assert result["audio_s"] == pytest.approx(6 / 75)
-        assert result["rtf"]["median"] == pytest.approx(result["total_s"]["median"] * 75 / 6)
-        assert result["peak_rss_bytes"] > 1e7
-        assert result["peak_gpu_bytes"] is None
-
-
-def test_upstream_gives_all_sides_the_same_weights_and_lengths(voice: Path) -> None:
-    options = ("--semantic-tokens", 4, "--warmup", 0, "--threads", 1, "--voice", voice)
-    document = closing_json(run("bench_upstream.py", *TINY, *options))
-    assert_card(document["card"])
-    results = document["results"]
-    there = [result["side"] for result in results]
-    missing = [absent["side"] for absent in document["absent"]]
-    assert sorted(there + missing) == ["minibark", "suno", "transformers"]
-    assert document["same_weights"] is (True if len(there) > 1 else None)
-    assert list(document["check"]) == STAGES
-    for result in results:
-        assert {name: figures["tokens"] for name, figures in result["stages"].items()} == COUNTS
-        for figures in result["stages"].values():
-            assert_spread(figures["seconds"])
-            assert figures["ratio_to_minibark"]["of_medians"] > 0
         assert_spread(result["total_s"])
         assert result["rtf"]["median"] == pytest.approx(result["total_s"]["median"] * 75 / 6)
-    assert results[0]["side"] == "minibark"
-    assert results[0]["total_ratio_to_minibark"]["of_medians"] == 1
-
-
-def test_upstream_measures_every_precision_by_transformers_float32() -> None:
-    options = ("--semantic-tokens", 4, "--warmup", 0, "--threads", 1, "--stages", "semantic")
-    precisions = ("--precision", "float32", "int8", "--peer-precision", "float32")
-    document = closing_json(run("bench_upstream.py", *TINY, *options, *precisions))
-    results = {(r["side"], r["precision"]): r for r in document["results"]}
-    assert {("minibark", "float32"), ("minibark", "int8")} <= set(results)
-    assert all(p == "float32" for side, p in results if side != "minibark")
+        assert result["peak_rss_bytes"] > 1e8 and result["peak_gpu_bytes"] is None
+    ours = results["minibark", "float32"]
+    assert ours["total_ratio_to_minibark"]["of_medians"] == 1
     assert "int8" in results["minibark", "int8"]["path"]
-    if YARDSTICK not in results:
-        pytest.skip("transformers is not installed")
-    assert results[YARDSTICK]["speedup"]["of_medians"] == 1
-    for result in results.values():
-        expected = results[YARDSTICK]["total_s"]["median"] / result["total_s"]["median"]
-        assert result["speedup"]["of_medians"] == pytest.approx(expected)
+    if YARDSTICK in results:
+        theirs = results[YARDSTICK]["total_s"]["median"]
+        for result in results.values():
+            times = theirs / result["total_s"]["median"]
+            assert result["speedup"]["of_medians"] == pytest.approx(times)
+
+
+def test_speed_names_a_side_that_cannot_take_part(tmp_path: Path) -> None:
+    broken = tmp_path / "bark" / "__init__.py"
+    broken.parent.mkdir()
+    broken.write_text("raise ImportError('no such package')\n")
+    sides = ("--sides", "minibark,suno,minibark-compile", "--backend", "torch")
+    options = ("--semantic-tokens", 4, "--stages", "semantic", *sides)
+    document = closing_json(run("bench_speed.py", *RANDOM, *options, path=tmp_path))
+    assert [result["label"] for result in document["results"]] == ["minibark torch float32"]
+    reasons = {absent["side"]: absent["reason"] for absent in document["absent"]}
+    assert "no such package" in reasons["suno"] and "needs a GPU" in reasons["minibark-compile"]
+    assert document["results"][0]["rtf"] is None
+
+
+def test_speed_warms_up_shortly_and_begins_no_round_beyond_its_limit() -> None:
+    options = ("--semantic-tokens", 4, "--warmup-tokens", 2, "--limit-s", 0.001, "--repeats", 3)
+    done = run("bench_speed.py", "--model", "random", *options, "--sides", "minibark")
+    (result,) = closing_json(done)["results"]
+    assert result["stages"]["coarse"]["tokens"] == 12
+    assert "no time for more than 1 rounds" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["bench_speed.py", "bench_batch.py"])
+def test_a_length_the_model_cannot_make_is_refused(script: str) -> None:
+    done = run(script, *RANDOM, "--semantic-tokens", 769)
+    assert done.returncode == 1
+    assert "at most 768" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_quality_compares_each_stage_with_float32() -> None:
@@ -148,20 +158,9 @@ def test_quality_compares_each_stage_with_float32() -> None:
     assert 0 < kl["float16", "fine"] < kl["int8", "fine"] < 0.01
 
 
-def test_upstream_names_a_side_that_is_not_installed(tmp_path: Path) -> None:
-    broken = tmp_path / "bark" / "__init__.py"
-    broken.parent.mkdir()
-    broken.write_text("raise ImportError('no such package')\n")
-    options = ("--semantic-tokens", 4, "--sides", "minibark,suno", "--stages", "semantic")
-    document = closing_json(run("bench_upstream.py", *TINY, *options, path=tmp_path))
-    assert [result["side"] for result in document["results"]] == ["minibark"]
-    assert [absent["side"] for absent in document["absent"]] == ["suno"]
-    assert document["results"][0]["rtf"] is None
-
-
 def test_load_measures_seconds_and_memory() -> None:
     options = ("--import-repeats", 1, "--precision", "float32", "int4")
-    document = closing_json(run("bench_load.py", *TINY, *options))
+    document = closing_json(run("bench_load.py", *RANDOM, *options))
     assert_card(document["card"])
     for name in ("import_torch_s", "import_minibark_s"):
         assert_spread(document[name])
@@ -175,57 +174,88 @@ def test_load_measures_seconds_and_memory() -> None:
     assert full["growth_over_first"] == 1
 
 
-def test_generate_and_upstream_decode_with_the_backend_asked_for(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    plot = tmp_path / "plot.png"
-    options = ("--semantic-tokens", 4, "--warmup", 0, "--backend", "torch", "--plot", plot)
-    document = closing_json(run("bench_generate.py", *TINY, *options))
-    assert document["decoding"] == "plain torch"
-    assert plot.read_bytes().startswith(b"\x89PNG")
-    plot.unlink()
-    document = closing_json(run("bench_upstream.py", *TINY, *options, "--sides", "minibark"))
-    assert [result["label"] for result in document["results"]] == ["minibark torch float32"]
-    assert plot.read_bytes().startswith(b"\x89PNG")
+def test_batch_speaks_rows_together() -> None:
+    options = ("--semantic-tokens", 4, "--warmup", 0, "--rows", 1, 3)
+    document = closing_json(run("bench_batch.py", *RANDOM, *options))
+    one, three = document["results"]
+    assert (one["n_rows"], three["n_rows"]) == (1, 3)
+    assert one["audio_s"] == pytest.approx(6 / 75)
+    assert three["audio_s"] == pytest.approx(3 * one["audio_s"])
+    for result in (one, three):
+        assert list(result["seconds"]) == STAGES
+        assert result["total_s"] == pytest.approx(sum(result["seconds"].values()))
+        assert result["audio_per_s"] == pytest.approx(result["audio_s"] / result["total_s"])
+    assert three["times_one_row"] == pytest.approx(three["total_s"] / one["total_s"])
 
 
-def test_upstream_warms_up_shortly_and_begins_no_round_beyond_its_limit() -> None:
-    options = ("--semantic-tokens", 4, "--warmup-tokens", 2, "--limit-s", 0.001, "--repeats", 3)
-    done = run("bench_upstream.py", "--model", "random", *options, "--sides", "minibark")
-    (result,) = closing_json(done)["results"]
-    assert result["stages"]["coarse"]["tokens"] == 12
-    assert "no time for more than 1 rounds" in done.stderr
+def test_decode_times_steps_and_passes_against_limits() -> None:
+    options = ("--steps", 2, "--precision", "float32", "int8", "--rows", 1, 2)
+    document = closing_json(run("bench_decode.py", *RANDOM, *options))
+    assert document["copy_bytes_per_s"] > 1e8 and document["product_flop_per_s"] > 1e8
+    steps = [r for r in document["results"] if "n_bytes" in r]
+    passes = [r for r in document["results"] if "n_bytes" not in r]
+    assert [(s["precision"], s["what"]) for s in steps] == [
+        (precision, stage) for precision in ("float32", "int8") for stage in ("coarse", "semantic")
+    ]
+    for step in steps:
+        assert_spread(step["seconds"])
+        read = step["n_bytes"] / step["seconds"]["median"]
+        assert step["share_of_copy"] == pytest.approx(read / document["copy_bytes_per_s"])
+    # Weights in a quarter, the cache as it was.
+    assert steps[2]["n_bytes"] < steps[0]["n_bytes"] < 4 * steps[2]["n_bytes"]
+    names = [(p["what"], p["n_rows"]) for p in passes[:4]]
+    assert names == [("prompt", 1), ("fine pass", 1), ("prompt", 2), ("fine pass", 2)]
+    assert all(p["share_of_product_rate"] > 0 for p in passes)
+
+
+def test_a_compiled_step_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from peers import CompiledDecoder
+
+    shape = {"block_size": 64, "n_layer": 2, "n_head": 2, "n_embd": 32}
+    model = random_gpt(GPTConfig(input_vocab_size=90, output_vocab_size=90, **shape))
+    plain, compiled = CachedDecoder(model), CompiledDecoder(model, backend="eager")
+    with torch.inference_mode():
+        for lengths in ((7, 12), (30, 2)):
+            prompts = [torch.randint(90, (n,)) for n in lengths]
+            ids = slice(0, 90)
+            torch.testing.assert_close(compiled.prefill(prompts, ids), plain.prefill(prompts, ids))
+            for step in range(4):
+                tokens, ids = torch.randint(90, (2,)), slice(10 * (step % 2), 60)
+                torch.testing.assert_close(
+                    compiled.decode_one(tokens, ids),
+                    plain.decode_one(tokens, ids),
+                    atol=1e-4,
+                    rtol=1e-4,
+                )
 
 
 # ---- for a GPU, tried out on a CPU
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
-def test_kernels_are_compared_with_their_references(tmp_path: Path) -> None:
-    options = ("--device", "cpu", "--quick", "--kernel", "norm_linear", "linear_residual")
-    plot = tmp_path / "plot.png" if importlib.util.find_spec("matplotlib") else None
-    options += ("--plot", plot) if plot else ()
+@needs_triton
+def test_kernels_are_compared_with_their_references() -> None:
+    options = ("--device", "cpu", "--quick", "--kernel", "norm_linear", "decode_attention")
     done = run("bench_kernels.py", *options, TRITON_INTERPRET="1")
     document = closing_json(done)
     assert "TIMES MEAN NOTHING" in done.stdout.upper()
     assert not document["times_mean_something"]
     found = {(r["kernel"], r["precision"]): r for r in document["results"]}
-    kinds = [(name, p) for name in ("norm_linear", "linear_residual") for p in ("float16", "int8")]
+    kinds = [("decode_attention", "float16"), ("norm_linear", "float16"), ("norm_linear", "int8")]
     assert list(found) == kinds
     for result in found.values():
         assert 0 <= result["error"] <= result["tolerance"] and result["right"]
-        assert result["seconds"]["median"] > 0 and result["times_ref"] > 0
-    assert found["norm_linear", "float16"]["times_torch"] > 0
-    assert plot is None or plot.read_bytes().startswith(b"\x89PNG")
+        assert result["seconds"]["median"] > 0
+    assert found["decode_attention", "float16"]["times_torch"] > 0
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+@needs_triton
 def test_kernels_are_timed_cut_up_in_other_ways() -> None:
     options = ("--device", "cpu", "--quick", "--tilings", "--kernel", "decode_attention")
     done = run("bench_kernels.py", *options, "linear_residual", TRITON_INTERPRET="1")
     results = closing_json(done)["results"]
-    assert {found["kernel"] for found in results} == {
-        "linear_residual"
-    }  # attention alone has one tiling
+    # attention alone has one tiling
+    assert {found["kernel"] for found in results} == {"linear_residual"}
     cases = {found["case"] for found in results}
     assert len(cases) == 2 and len({found["tiling"] for found in results}) == 12
     for case in cases:
@@ -236,7 +266,7 @@ def test_kernels_are_timed_cut_up_in_other_ways() -> None:
         assert all(found["right"] for found in these)
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+@needs_triton
 def test_kernels_on_a_cpu_want_the_interpreter() -> None:
     done = run("bench_kernels.py", "--device", "cpu", TRITON_INTERPRET="0")
     assert done.returncode == 1
@@ -244,7 +274,7 @@ def test_kernels_on_a_cpu_want_the_interpreter() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_kernels_without_triton_say_how_to_install_it(tmp_path: Path) -> None:
+def test_kernels_without_triton_say_how_to_install_it() -> None:
     code = (
         "import importlib.util as u, runpy, sys; find = u.find_spec\n"
         "u.find_spec = lambda name, *args: None if name == 'triton' else find(name, *args)\n"
@@ -258,52 +288,19 @@ def test_kernels_without_triton_say_how_to_install_it(tmp_path: Path) -> None:
     )
 
 
-def test_report_runs_its_parts_and_lists_the_figures(tmp_path: Path) -> None:
-    out, file = tmp_path / "out", tmp_path / "report.json"
-    options = ("--quick", "--device", "cpu", "--only", "card", "step", "--json", file)
-    document = closing_json(run("gpu_report.py", "--out", out, *options))
-    assert not document["times_mean_something"]
-    assert document["failed"] == {}
-    assert len(document["figures"]) == 6
-    measured = [row["figure"] for row in document["figures"] if row["measured"] is not None]
-    assert len(measured) == 1 and "decode step" in measured[0]
-    report = json.loads(file.read_text())
-    assert report == json.loads((out / "report.json").read_text())
-    assert report["figures"] == document["figures"]
-    assert_card(report["parts"]["card"]["card"])
-    steps = report["parts"]["step"]["steps"]
-    assert steps and all(0 < s["share_of_copy"] and s["n_bytes"] > 0 for s in steps)
-    assert ("triton" in [s["backend"] for s in steps]) == HAS_TRITON
-
-
-@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
-def test_report_times_passes(tmp_path: Path) -> None:
-    options = ("--quick", "--device", "cpu", "--only", "passes")
-    done = run("gpu_report.py", "--out", tmp_path, *options)
-    closing_json(done)
-    found = json.loads((tmp_path / "report.json").read_text())["parts"]["passes"]
-    passes = [(one["pass"], one["n_rows"]) for one in found["passes"]]
-    assert passes == [(name, n) for n in (1, 2) for name in ("prompt", "fine pass")]
-    for one in found["passes"]:
-        assert one["seconds"].keys() == {"torch", "triton"}
-        assert one["share_of_product_rate"] > 0
-
-
-def test_report_goes_on_after_a_part_that_fails(tmp_path: Path) -> None:
+def test_report_runs_its_parts_and_goes_on_after_one_that_fails(tmp_path: Path) -> None:
     voice = tmp_path / "voice.npz"
     voice.write_bytes(b"no voice")
-    options = ("--device", "cpu", "--quick", "--only", "tokens", "sanitizer", "--voice", voice)
-    done = run("gpu_report.py", "--out", tmp_path / "out", *options)
+    out, file = tmp_path / "out", tmp_path / "closing.json"
+    options = ("--quick", "--device", "cpu", "--only", "batch", "decode", "--voice", voice)
+    done = run("gpu_report.py", "--out", out, *options, "--json", file)
     assert done.returncode == 1
     document = json.loads(done.stdout.splitlines()[-1])
-    assert document["failed"] == {"tokens": "exit status 1"}
-    assert "VoiceError" in done.stdout
-    assert "---- sanitizer" in done.stdout
-
-
-@pytest.mark.parametrize("script", ["bench_generate.py", "bench_upstream.py"])
-def test_a_length_the_model_cannot_make_is_refused(script: str) -> None:
-    done = run(script, *TINY, "--semantic-tokens", 769)
-    assert done.returncode == 1
-    assert "at most 768" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert document == json.loads(file.read_text())
+    assert not document["times_mean_something"]
+    assert document["failed"] == {"batch": "exit status 1"}
+    report = json.loads((out / "report.json").read_text())
+    assert_card(report["card"])
+    assert "not a readable voice" in (out / "batch.txt").read_text()
+    steps = report["parts"]["decode"]["figures"]["results"]
+    assert steps and "limit" in (out / "decode.txt").read_text()

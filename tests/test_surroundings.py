@@ -1,6 +1,7 @@
 """Whatever torch is around a call changes nothing in what it returns; nothing is left behind."""
 
 import contextlib
+import dataclasses
 import gc
 import warnings
 import weakref
@@ -134,6 +135,16 @@ def test_a_model_compiles_whole_at_every_length(kind):
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for given in inputs:
         torch.testing.assert_close(compiled(*given), model(*given))
+
+
+def test_the_model_of_a_bark_compiles_whole():
+    config = preset("random")
+    wide = {"n_layer": 1, "n_head": 8, "n_embd": 512}  # oneDNN's products
+    config = dataclasses.replace(config, coarse=dataclasses.replace(config.coarse, **wide))
+    model = Bark(config, device="cpu").model("coarse")
+    tokens = torch.randint(12_000, (1, 9))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(tokens), model(tokens), rtol=0, atol=1e-4)
 
 
 def test_a_model_is_exported_over_lengths():

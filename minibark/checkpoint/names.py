@@ -14,7 +14,7 @@ from ..files import naming
 from .shapes import NoDraws
 from .tensors import State
 
-_HF_WORDS = {
+HF_WORDS = {
     "layers": "h",
     "layernorm_final": "ln_f",
     "input_embeds_layers": "wtes",
@@ -32,7 +32,7 @@ def hf_state(stage: str, state: State, where: str) -> State:
     """A transformer's state from Hugging Face's names to ours."""
     renamed = {}
     for key, tensor in state.items():
-        words = [_HF_WORDS.get(word, word) for word in key.split(".")]
+        words = [HF_WORDS.get(word, word) for word in key.split(".")]
         is_head = words[0] in ("lm_head", "lm_heads")
         renamed[".".join(words if is_head else ["transformer", *words])] = tensor
     return gpt_state(stage, renamed, where)

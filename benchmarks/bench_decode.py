@@ -1,0 +1,250 @@
+"""One decode step, one prompt and one fine pass: their time, and how near they are to a limit.
+
+    python benchmarks/bench_decode.py --model large --precision bfloat16 int8 --device cuda
+    python benchmarks/bench_decode.py --model small --precision float32 int8
+
+A step must read its weights and the cache: its limit is the bandwidth of a copy. A prompt and a
+fine pass are products of many rows: theirs is the rate of torch's own product of two large
+matrices. Both limits are measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from common import (
+    add_options,
+    checkpoint,
+    close,
+    copy_bandwidth,
+    machine_card,
+    one_line,
+    parse,
+    positive,
+    print_card,
+    product_rate,
+    seconds_per_call,
+    show,
+    spread,
+    timed,
+)
+from peers import CompiledDecoder
+from torch import Tensor
+
+import minibark
+from minibark import fast
+from minibark.config import GenerationConfig
+from minibark.decoding import Decoder, RandomStreams
+from minibark.model import GPT, FineGPT, KVCache
+from minibark.precision import BACKENDS, PRECISIONS, is_reduced
+from minibark.sampling import Sampling
+
+WINDOW = 887  # positions that a coarse window with a full voice starts with
+TEXT = 382  # positions of the semantic stage halfway through a clip of 5 s
+WAYS = (*BACKENDS, "compile")
+
+
+def decoder_of(way: str, bark: minibark.Bark, stage: str) -> Decoder:
+    """What takes a stage's steps.
+
+    Raises:
+        BackendError: that way cannot run here.
+    """
+    model, g = bark.model(stage), bark.config.generation
+    assert isinstance(model, GPT)
+    n_merged = g.max_input_semantic_length if stage == "semantic" else 0
+    if way == "compile":
+        if is_reduced(bark.precision, bark.device):
+            raise minibark.BackendError("torch.compile does not know packed weights")
+        on_gpu = bark.device.type == "cuda"
+        return CompiledDecoder(model, n_merged, mode="reduce-overhead" if on_gpu else "default")
+    choice = fast.choose(bark.device, bark.precision, way)
+    return fast.decoder(model, n_merged, choice)
+
+
+def window_of(stage: str, g: GenerationConfig, n: int) -> tuple[int, list[slice]]:
+    """Positions in front of n steps, and the ids that each chooses from."""
+    if stage == "semantic":
+        return TEXT, [slice(0, g.semantic_vocab_size)] * n
+    firsts = [g.semantic_vocab_size + k * g.codebook_size for k in range(g.n_coarse_codebooks)]
+    starts = list(itertools.islice(itertools.cycle(firsts), n))
+    return WINDOW, [slice(first, first + g.codebook_size) for first in starts]
+
+
+@torch.inference_mode()
+def time_step(
+    decoder: Decoder, bark: minibark.Bark, stage: str, args: argparse.Namespace
+) -> dict[str, Any]:
+    """A step's seconds, the choice of the token included, and the bytes that it must read."""
+    g, device = bark.config.generation, bark.device
+    model = bark.model(stage)
+    assert isinstance(model, GPT)
+    n = min(args.steps, 16) if stage == "semantic" else args.steps
+    length, ids = window_of(stage, g, n)
+    length = min(length, model.config.block_size - n)
+    n_merged = g.max_input_semantic_length if stage == "semantic" else 0
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(0, 10_000, (length + n_merged,), generator=generator)
+    streams = RandomStreams([torch.Generator(device).manual_seed(0)], device)
+
+    def start() -> Callable[[], object]:
+        first = decoder.prefill([prompt], ids[0]).argmax(-1) + ids[0].start
+        return partial(decoder.take_steps, first, ids, Sampling(), streams, [[True]] * n)
+
+    def window() -> float:
+        return timed(start(), device)[0] / n
+
+    for _ in range(args.warmup):
+        window()
+    seconds = spread([window() for _ in range(args.repeats)])
+    n_bytes = step_bytes(model, ids[0], length + n / 2)
+    return {"seconds": seconds, "positions": length, "n_bytes": n_bytes}
+
+
+def step_bytes(model: GPT, ids: slice, length: float) -> int:
+    """Weights of the layers and of the head's rows, and the cache up to a length.
+
+    Packed weights are no tensors of a module: there it is the bits that they were made of.
+    """
+    config, bits = model.config, {"Int4Linear": 4.6, "Int8Linear": 8.0}
+    products = [block.mlp.c_fc for block in model.transformer.blocks]
+    sizes = [
+        8.0 * weight.element_size()
+        if isinstance(weight := getattr(product, "weight", None), Tensor)
+        else bits[type(product).__name__]
+        for product in products
+    ]
+    layers = 12 * config.n_embd**2 * sum(sizes)
+    head = (ids.stop - ids.start) * config.n_embd * max(sizes)
+    element_size = model.transformer.wpe.weight.element_size()
+    cache = 2 * config.n_layer * config.n_embd * length * element_size
+    return int((layers + head) / 8 + cache)
+
+
+@torch.inference_mode()
+def time_passes(bark: minibark.Bark, n_rows: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of one window's prompt and of one fine pass, by each attention there is."""
+    coarse, fine, device = bark.model("coarse"), bark.model("fine"), bark.device
+    assert isinstance(coarse, GPT) and isinstance(fine, FineGPT)
+    length = min(WINDOW, coarse.config.block_size)
+    frames = bark.config.generation.max_fine_input_length
+    cache = KVCache(coarse, n_rows)
+    ids = torch.randint(1000, (n_rows, length), device=device)
+    codes = torch.randint(1000, (n_rows, frames, 8), device=device)
+    calls: dict[str, tuple[Callable[[], Tensor], float]] = {
+        "prompt": (
+            lambda: coarse.prefill(ids, cache, 0, ids=slice(0, 1024)),
+            n_rows * flop(coarse, length, 1, causal=True),
+        ),
+        "fine pass": (
+            lambda: fine(codes, 7, frames // 2),
+            n_rows * flop(fine, frames, frames - frames // 2, causal=False),
+        ),
+    }
+    found: dict[str, Any] = {}
+    for name, (call, n_flop) in calls.items():
+        seconds = {}
+        for by in ("torch", "triton") if "triton" in args.ways else ("torch",):
+            with attention_by(by, coarse, fine):
+                taken = seconds_per_call([call], device, args.repeats, 2)
+            seconds[by] = statistics.median(taken)
+        found[name] = {"n_rows": n_rows, "seconds": seconds, "n_flop": n_flop}
+    return found
+
+
+@contextlib.contextmanager
+def attention_by(by: str, *models: GPT | FineGPT) -> Iterator[None]:
+    """Have every pass use torch's attention or ours."""
+    if by == "torch":
+        yield
+        return
+    from minibark.gpu import fused
+
+    for model in models:
+        fused.use_attention(model)
+    with patch.dict(fused.LEAST_QUERIES, {True: 2, False: 2}):
+        yield
+
+
+def flop(model: GPT | FineGPT, n: int, n_requested: int, *, causal: bool) -> float:
+    """Of the blocks over n positions of one row; the last is computed where it is requested."""
+    width, n_layer = model.config.n_embd, model.config.n_layer
+    pairs = n * n - (n * (n - 1) / 2 if causal else 0)
+    whole = 24 * width**2 * n + 4 * width * pairs
+    return (n_layer - 1) * whole + width**2 * (6 * n + 18 * n_requested)
+
+
+def measure(model: str, args: argparse.Namespace, copy: float, rate: float) -> list[dict[str, Any]]:
+    """All figures, printed as they come."""
+    results: list[dict[str, Any]] = []
+    row = "{:<10} {:<9} {:<9} {:<24} {:>9} {:>8}"
+    print(row.format("precision", "what", "way", "ms (min-max)", "MB read", "of limit"))
+    for precision in args.precision:
+        bark = minibark.Bark.from_pretrained(model, device=args.device, precision=precision)
+        for stage, way in itertools.product(("coarse", "semantic"), args.ways):
+            try:
+                decoder = decoder_of(way, bark, stage)
+            except minibark.BackendError as error:
+                print(f"absent: {way}: {error}")
+                continue
+            found = time_step(decoder, bark, stage, args)
+            share = found["n_bytes"] / found["seconds"]["median"] / copy
+            found |= {"precision": precision, "what": stage, "way": way, "share_of_copy": share}
+            results.append(found)
+            ms = {name: 1e3 * value for name, value in found["seconds"].items()}
+            mb = f"{found['n_bytes'] / 1e6:.1f}"
+            print(row.format(precision, stage, way, show(ms), mb, f"{share:.0%}"), flush=True)
+        for n_rows in args.rows:
+            for name, one in time_passes(bark, n_rows, args).items():
+                for by, seconds in one["seconds"].items():
+                    share = one["n_flop"] / seconds / rate
+                    kept = {"precision": precision, "what": name, "way": f"attention by {by}"}
+                    kept |= {"n_rows": n_rows, "seconds": seconds, "share_of_product_rate": share}
+                    results.append(kept)
+                    where = f"{1e3 * seconds:.3f}, {n_rows} rows"
+                    print(row.format(precision, name, by, where, "", f"{share:.0%}"), flush=True)
+    return results
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Time a decode step, a prompt and a fine pass against the machine's limits.",
+        epilog="of limit: bytes read over time and the bandwidth of a copy, or operations over "
+        "time and the rate of torch's own product. The last line is JSON.",
+    )
+    precision = {"choices": PRECISIONS}
+    add_options(
+        parser, "model precision device threads repeats warmup seed json", precision=precision
+    )
+    add = parser.add_argument
+    add("--ways", nargs="+", choices=WAYS, default=["torch"], metavar="WAY",
+        help="what takes the steps: torch, triton; compile: torch.compile of the plain step over a "
+        "static cache, reduce-overhead on a GPU (default: torch)")  # fmt: skip
+    add("--steps", type=positive, default=60, metavar="N", help="at a time (%(default)s)")
+    add("--rows", type=positive, nargs="*", default=[1], metavar="B", help="of passes (1)")
+    return parse(parser)
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = torch.device(args.device)
+    card = machine_card(device)
+    print_card(card)
+    copy, rate = copy_bandwidth(device), product_rate(device)
+    print(f"copy, read and written: {copy / 1e9:.0f} GB/s; product: {rate / 1e12:.3g} TFLOP/s")
+    with one_line("bench_decode"), checkpoint(args.model, args.seed) as model:
+        results = measure(model, args, copy, rate)
+    limits = {"copy_bytes_per_s": copy, "product_flop_per_s": rate}
+    close("decode", args, card=card, results=results, **limits)
+
+
+if __name__ == "__main__":
+    main()
