@@ -22,9 +22,10 @@ from .checkpoint.voices import VoiceLike, Voices
 from .codec import CodecDecoder
 from .config import STAGES, BarkConfig
 from .model import GPT, FineGPT
-from .options import GenerateOptions, Options, Seed, TokensLike, token_ids
+from .options import GenerateOptions, Options, Seed, TokensLike, code_ids, token_ids
 from .pipeline import Audio, Pipeline, Row
 from .sampling import OnStep
+from .text import readable_ids
 from .tokenizer import Tokenizer
 from .voice import Voice
 
@@ -39,6 +40,7 @@ class Bark:
         config: shapes and constants.
         tokenizer: text -> ids.
         voices: the checkpoint's voices by name.
+        normalize: `Options.normalize` where that is None; "off" but for `tiny`.
         pipeline: what rows of utterances go through; it trusts what it is given.
     """
 
@@ -59,9 +61,14 @@ class Bark:
         Without a config it has the released small size, without a tokenizer a vocabulary of single
         characters, without voices none. The other arguments and errors are as in `from_pretrained`.
         """
+        if not isinstance(config, BarkConfig | None):
+            raise TypeError(
+                f"config must be a BarkConfig, not {config!r:.60}; from_pretrained opens files"
+            )
         self.config = config if config is not None else BarkConfig()
         self.tokenizer = tokenizer if tokenizer is not None else Tokenizer.characters()
         self.voices = voices if voices is not None else Voices({}, Path)
+        self.normalize = "off"
         choice = fast.choose(device, precision, backend)
         self.pipeline = Pipeline(self.config, RandomStates(self.config, seed), choice, offload)
         parts = (self.config, self.tokenizer, self.voices, seed)
@@ -120,7 +127,7 @@ class Bark:
         checkpoint = reopen()
         bark = cls.__new__(cls)
         bark.config, bark.tokenizer = checkpoint.config, checkpoint.tokenizer
-        bark.voices = checkpoint.voices
+        bark.voices, bark.normalize = checkpoint.voices, checkpoint.normalize
         bark.pipeline = Pipeline(bark.config, Reopening(checkpoint, reopen), choice, offload)
         bark._reopen = reopen
         return bark
@@ -195,6 +202,7 @@ class Bark:
         max_duration_s: float | None = None,
         allow_early_stop: bool = True,
         seed: Seed = None,
+        normalize: str | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Semantic tokens of a text: (S,) int64 in [0, 10_000), 49.9 Hz, on the CPU.
@@ -210,6 +218,7 @@ class Bark:
             max_duration_s=max_duration_s,
             allow_early_stop=allow_early_stop,
             seed=seed,
+            normalize=normalize,
         )
         row = self._row(text, voice, options)
         return self.pipeline.semantic([row], options, on_step)[0]
@@ -260,12 +269,7 @@ class Bark:
         """
         options = Options(fine_temperature=temperature, seed=seed)
         g, least = self.config.generation, self.config.fine.n_codes_given
-        codes = token_ids(coarse, "coarse", 2, g.codebook_size)
-        if not least <= len(codes) < g.n_fine_codebooks:
-            raise ValueError(
-                f"coarse must be (K, T) with K from {least} to {g.n_fine_codebooks - 1}, "
-                f"got {tuple(codes.shape)}"
-            )
+        codes = code_ids(coarse, "coarse", g.codebook_size, least, g.n_fine_codebooks - 1)
         voices, streams = [self.load_voice(voice)], [self._stream(options)]
         return self.pipeline.fine([codes], voices, streams, options, on_step)[0]
 
@@ -275,10 +279,8 @@ class Bark:
         `fine` is (8, T) codes in [0, 1024); T may be 0. ValueError: others, or of another shape.
         """
         g = self.config.generation
-        codes = token_ids(fine, "fine", 2, g.codebook_size)
-        if len(codes) != g.n_fine_codebooks:
-            raise ValueError(f"fine must be ({g.n_fine_codebooks}, T), got {tuple(codes.shape)}")
-        return self.pipeline.decode(codes)
+        n = g.n_fine_codebooks
+        return self.pipeline.decode(code_ids(fine, "fine", g.codebook_size, n, n))
 
     def load_voice(self, voice: VoiceLike) -> Voice | None:
         """The voice that a name, path, dictionary or `Voice` stands for, checked; None stays None.
@@ -331,18 +333,15 @@ class Bark:
         states: dict[str, State] = dict(checkpoint.states)
         for stage in self.pipeline.built if self.precision == "float32" else ():
             states[stage] = self.pipeline.module(stage).state_dict()
-        names = list(self.voices) if voices is None else list(voices)
-        save_checkpoint(dataclasses.replace(checkpoint, states=states), directory, names)
+        save_checkpoint(dataclasses.replace(checkpoint, states=states), directory, voices)
 
     def _row(self, text: str | TokensLike, voice: VoiceLike, options: Options) -> Row:
-        if isinstance(text, str) and not text.strip():
-            raise ValueError("the text is empty; give at least one word")
+        if isinstance(text, str):
+            text = readable_ids(text, self.tokenizer, options.normalize or self.normalize)
         n_ids = self.config.semantic.input_vocab_size - self.config.generation.text_encoding_offset
-        ids = token_ids(
-            self.tokenizer.encode(text) if isinstance(text, str) else text, "text", 1, n_ids
-        )
+        ids = token_ids(text, "text", 1, n_ids)
         if not len(ids):
-            raise ValueError("the text holds nothing that can be read (only control characters?)")
+            raise ValueError("text holds no ids; give at least one")
         return Row(ids, self.load_voice(voice), self._stream(options))
 
     def _stream(self, options: Options) -> torch.Generator | None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .sampling import OnStep, Sampling
+from .text import LEVELS
 
 TokensLike = Tensor | np.ndarray[Any, Any] | Sequence[int]
 """Tokens in any form that callers have them."""
@@ -33,12 +34,13 @@ class Knob:
     """What is known of one field of `Options`.
 
     Attributes:
-        kind: float, int or bool.
+        kind: float, int, bool or str.
         must_be: what a value must be, in words.
         holds: whether a number is that.
         help: what it does, in one line.
         metavar: what stands for a value on the command line.
         flag: the command line's name for it; "" is the field's own.
+        bare: the value that the flag alone stands for on the command line, if any.
     """
 
     kind: type
@@ -47,6 +49,7 @@ class Knob:
     help: str
     metavar: str = ""
     flag: str = ""
+    bare: str = ""
 
 
 def _knob(*knob: Any, **more: Any) -> dict[str, Knob]:
@@ -136,6 +139,20 @@ class Options:
         ),
     )
 
+    normalize: str | None = field(
+        default=None,
+        metadata=_knob(
+            str,
+            f"one of {', '.join(LEVELS)}",
+            LEVELS.__contains__,
+            "write what the vocabulary lacks (quotes, dashes) as what it has; all: drop emoji, "
+            "Markdown, SSML too",
+            "{" + ",".join(LEVELS) + "}",
+            "--plain-text",
+            "plain",
+        ),
+    )
+
     def __post_init__(self) -> None:
         for name, knob in knobs():
             object.__setattr__(self, name, _checked(name, knob, getattr(self, name)))
@@ -187,6 +204,7 @@ class GenerateOptions(TypedDict, total=False):
     max_coarse_history: int | None
     sliding_window_len: int | None
     seed: Seed
+    normalize: str | None
     on_step: OnStep | None
 
 
@@ -206,6 +224,7 @@ def _checked(name: str, knob: Knob, value: Any) -> Any:
         float: (int, float, np.integer, np.floating),
         int: (int, np.integer),
         bool: (bool, np.bool_),
+        str: (str,),
     }
     if knob.kind is int and isinstance(value, (float, np.floating)) and float(value).is_integer():
         value = int(value)
@@ -239,6 +258,15 @@ def token_ids(tokens: TokensLike, name: str, ndim: int, end: int) -> Tensor:
     if array.size and not 0 <= array.min() <= array.max() < end:
         raise ValueError(f"{name} must hold ids in [0, {end}), got {array.min()} to {array.max()}")
     return torch.from_numpy(array.astype(np.int64, order="C"))
+
+
+def code_ids(tokens: TokensLike, name: str, end: int, least: int, most: int) -> Tensor:
+    """Codes of a caller, (K, T) in [0, end) with K from `least` to `most`; as `token_ids`."""
+    codes = token_ids(tokens, name, 2, end)
+    if not least <= len(codes) <= most:
+        rows = f"({most}, T)" if least == most else f"(K, T) with K from {least} to {most}"
+        raise ValueError(f"{name} must be {rows}, got {tuple(codes.shape)}")
+    return codes
 
 
 Options.__doc__ = f"{Options.__doc__}\n    Attributes:\n" + "\n".join(

@@ -114,6 +114,13 @@ class Pipeline:
                 "the model ended the text at its first step: no audio. Another seed, a higher "
                 "min_eos_p or another wording may help"
             )
+        is_free = options.max_duration_s is None and options.allow_early_stop
+        if is_free and any(len(semantic) == g.max_new_tokens for semantic in semantics):
+            warn(
+                f"the text had not ended at the longest that the model speaks, "
+                f"{g.max_new_tokens / g.semantic_rate_hz:.1f} s, so its end may be missing. Say "
+                "it in shorter pieces, or try another seed"
+            )
         return [semantic.clone() for semantic in semantics]  # no inference tensors any more
 
     def coarse(

@@ -28,26 +28,13 @@ import torch
 
 from . import SAMPLE_RATE as SAMPLE_RATE
 from .bark import Bark
+from .checkpoint.voices import LANGUAGES
 from .commands.bars import Bars
 from .config import STAGES, GenerationConfig
 from .options import Options
 from .voice import Voice, VoiceError
 
-SUPPORTED_LANGS = [
-    ("English", "en"),
-    ("German", "de"),
-    ("Spanish", "es"),
-    ("French", "fr"),
-    ("Hindi", "hi"),
-    ("Italian", "it"),
-    ("Japanese", "ja"),
-    ("Korean", "ko"),
-    ("Polish", "pl"),
-    ("Portuguese", "pt"),
-    ("Russian", "ru"),
-    ("Turkish", "tr"),
-    ("Chinese", "zh"),
-]
+SUPPORTED_LANGS = [(language, code) for code, language in LANGUAGES.items()]
 ALLOWED_PROMPTS = {"announcer"} | {
     f"{folder}{code}_speaker_{n}"
     for folder in ("", "v2/")

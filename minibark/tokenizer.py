@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .files import replacing
@@ -132,16 +132,22 @@ class Tokenizer:
 
         Source: suno-ai/bark bark/generation.py, _normalize_whitespace and _tokenize.
         """
+        return [index for _, ids in self.words(text) for index in ids]
+
+    def words(self, text: str) -> Iterator[tuple[str, list[int]]]:
+        """The words, marks and specials of a text, each with its ids; as `encode`, joined."""
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, not {type(text).__name__}")
         text = re.sub(r"\s+", " ", text).strip()
-        ids: list[int] = []
         for index, part in enumerate(self._special.split(text)):
             is_special = index % 2 == 1
             words = [part] if is_special else self._word.findall(self._dropped.sub("", part))
             for word in words:
-                ids += self._encode_word(word)
-        return ids
+                yield word, self._encode_word(word)
+
+    def reads(self, word: str) -> bool:
+        """Whether the vocabulary has pieces for a word."""
+        return self._encode_word(word) != [self._ids[_UNKNOWN]]
 
     def tokenize(self, text: str) -> list[str]:
         """The pieces that `encode` gives the ids of."""

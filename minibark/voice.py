@@ -148,7 +148,7 @@ class Voice:
             ValueError: the name does not end in `.npz`.
             OSError: the place cannot be written; what was there before is untouched.
         """
-        if Path(path).suffix != ".npz":
+        if Path(path).suffix.lower() != ".npz":
             raise ValueError(f"a voice file must end in .npz, got {os.fspath(path)!r}")
         buffer = io.BytesIO()  # zip files are written with seeks, which devices and pipes lack
         np.savez(buffer, **self.to_arrays())  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 import inspect
 import io
+import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -86,6 +88,32 @@ def test_vorbis_sounds_the_same(audio, tmp_path):
     assert np.square(error).mean() < 1e-2 * np.square(audio).mean()
 
 
+@pytest.mark.parametrize(("suffix", "subtype"), [(".mp3", "MPEG_LAYER_III"), (".opus", "OPUS")])
+@pytest.mark.parametrize("n", [1, 100, 480, 12_000, 24_001])
+def test_opus_and_mp3_lose_no_tail(suffix, subtype, n, tmp_path):
+    t = np.arange(n) / 24_000
+    audio = (0.5 * np.sin(2 * np.pi * (300 + 400 * t) * t)).astype(np.float32)  # a sweep: no period
+    save_audio(tmp_path / f"a{suffix}", audio)
+    samples, rate_hz = read(tmp_path / f"a{suffix}")
+    assert soundfile.info(tmp_path / f"a{suffix}").subtype == subtype
+    assert (len(samples), rate_hz) == (n, 24_000)
+    if n >= 12_000:
+        for part in (slice(0, 2000), slice(-2000, None)):
+            assert np.corrcoef(samples[part], audio[part])[0, 1] > 0.9
+
+
+def test_a_rate_that_a_format_lacks_is_named():
+    with pytest.raises(ValueError, match=r"\.opus at 44100 Hz cannot be written .*use \.wav"):
+        encode_audio(np.zeros(100, np.float32), 44_100, ".opus")
+
+
+def test_a_pipe_without_a_suffix_gets_wav(audio, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as cat:
+        save_audio(tmp_path / "pipe", audio)
+        assert cat.communicate()[0] == encode_audio(audio)
+
+
 def test_long_vorbis_does_not_crash(tmp_path):
     """libsndfile's encoder overflows its stack when it gets minutes of audio at once."""
     done_s = 120
@@ -100,13 +128,14 @@ def test_empty_audio(suffix, tmp_path):
     assert (len(samples), rate_hz) == (0, 24_000)
 
 
-def test_empty_flac_which_nothing_reads_is_refused(tmp_path):
+@pytest.mark.parametrize("suffix", [".flac", ".mp3", ".opus"])
+def test_empty_audio_that_nothing_reads_is_refused(suffix, tmp_path):
     with pytest.raises(ValueError, match="no audio"):
-        save_audio(tmp_path / "a.flac", np.zeros(0, np.float32))
+        save_audio(tmp_path / f"a{suffix}", np.zeros(0, np.float32))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["a", "a.mp3", "wav", ".wav", "a.wav.txt", "a.npz"])
+@pytest.mark.parametrize("name", ["a", "a.aac", "wav", ".wav", "a.wav.txt", "a.npz"])
 def test_an_unknown_suffix_is_refused(name, audio, tmp_path):
     with pytest.raises(ValueError, match=rf"audio format of .*{name}.*\.wav, \.flac, \.ogg"):
         save_audio(tmp_path / name, audio)

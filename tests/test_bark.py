@@ -222,8 +222,8 @@ BEYOND = dataclasses.replace(random_voice(20), semantic=torch.full((20,), 10_000
 WRONG = [
     ("text_to_semantic", {"text": ""}, "text is empty"),
     ("text_to_semantic", {"text": " \n\t"}, "text is empty"),
-    ("text_to_semantic", {"text": "\0\u200b"}, "text holds nothing"),
-    ("text_to_semantic", {"text": []}, "text holds nothing"),
+    ("text_to_semantic", {"text": "\0\u200b"}, "the text holds nothing"),
+    ("text_to_semantic", {"text": []}, "text holds no ids"),
     ("text_to_semantic", {"text": [-1]}, r"text must hold ids in \[0, 119552\), got -1"),
     ("text_to_semantic", {"text": [119_552]}, "text must hold ids"),
     ("text_to_semantic", {"text": [1.5]}, "text must hold whole numbers"),

@@ -49,7 +49,7 @@ def run(*args, stdin=b""):
     return done.returncode, done.stdout, done.stderr.decode()
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3"])
 def test_say_writes_audio_and_tells_its_length(model, tmp_path, capsys, suffix):
     path = tmp_path / f"out.{suffix}"
     assert main(["say", "Hello.", "-o", str(path), "--model", model, *QUICK]) == 0
@@ -95,6 +95,84 @@ def test_stdin_to_stdout_in_a_real_process(model, tmp_path):
     assert rate == 24_000 and len(audio)
 
 
+def test_a_text_comes_from_a_file_or_a_pipe_without_a_dash(model, tmp_path):
+    path, text = tmp_path / "out.wav", tmp_path / "text.txt"
+    text.write_bytes(b"\xef\xbb\xbfread me\r\n")
+    common = ["--model", model, "-q", *QUICK]
+    assert main(["say", "read me", "-o", str(path), *common]) == 0
+    for args, stdin in ((["-i", text], b""), ([], b"read me\n"), (["-i", "-"], b"read me")):
+        assert run("say", *args, "-o", "-", *common, stdin=stdin) == (0, path.read_bytes(), "")
+
+
+def test_dev_stdout_is_standard_output(model, tmp_path):
+    code, out, err = run("say", "a", "-o", "/dev/stdout", "--model", model, "-q", *QUICK)
+    assert (code, err) == (0, "") and out[:4] == b"RIFF"
+    with (tmp_path / "a.wav").open("wb") as file:
+        file.write(b"before")
+        file.flush()
+        command = [sys.executable, "-m", "minibark", "say", "a", "-o", "/dev/stdout"]
+        subprocess.run([*command, "--model", model, "-q", *QUICK], stdout=file, check=True)
+    assert (tmp_path / "a.wav").read_bytes() == b"before" + out
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "words"),
+    [
+        (["caf\udce9"], b"", "TEXT is not UTF-8"),
+        (["-"], b"caf\xe9", "standard input is not UTF-8"),
+        ([], b"", "standard input is empty"),
+        (["-i", "{tmp}/latin"], b"", "latin is not UTF-8"),
+        (["-i", "{tmp}/none"], b"", "No such file"),
+        (["-i", "{tmp}/empty"], b"", "empty is empty"),
+        (["-i", "{tmp}"], b"", "Is a directory"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_named(args, stdin, words, tmp_path):
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    (tmp_path / "empty").write_bytes(b" \n")
+    args = [os.fsencode(arg.replace("{tmp}", str(tmp_path))) for arg in args]
+    out = tmp_path / "a.wav"
+    command = [sys.executable, "-m", "minibark", "say", *args, "-o", out, "--model", "random"]
+    done = subprocess.run(command, input=stdin, capture_output=True)
+    (line,) = done.stderr.decode().splitlines()
+    assert done.returncode == 1 and words in line and not out.exists()
+
+
+def test_a_recording_is_no_voice(model, tmp_path, capsys):
+    (tmp_path / "me.wav").write_bytes(b"RIFF")
+    args = ["say", "a", "-o", str(tmp_path / "a.wav"), "--model", model]
+    assert main([*args, "--voice", str(tmp_path / "me.wav")]) == 1
+    assert "is a recording; a voice is a file of tokens" in capsys.readouterr().err
+
+
+def test_names_are_listed_where_stdout_is_ascii(model, tmp_path, voice):
+    (tmp_path / "v").mkdir()
+    for name in ("Zéphyrine", "plain"):
+        voice.save(tmp_path / "v" / f"{name}.npz")
+    command = [sys.executable, "-m", "minibark", "voices", "--model", model, "--voices-dir"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*command, tmp_path / "v"], capture_output=True, env=environment)
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert (done.returncode, names) == (0, [b"Z\\xe9phyrine", b"plain"])
+
+
+def test_a_voice_is_heard(model, tmp_path, capsys, voice):
+    path = tmp_path / "preview.wav"
+    for name in ("narrator", str(tmp_path / "VV.NPZ")):
+        voice.save(tmp_path / "VV.NPZ")
+        assert main(["voices", name, "--model", model, "-o", str(path)]) == 0
+        samples, rate = soundfile.read(path)
+        expected = minibark.Bark.from_pretrained(model, device="cpu").decode(voice.fine)
+        assert rate == 24_000 and np.abs(samples - expected).max() < 1e-4
+        assert f"what {name} sounds like" in capsys.readouterr().err
+
+
+def test_main_leaves_the_environment_as_it_was(model, tmp_path):
+    before = dict(os.environ)
+    assert main(["say", "a", "-q", "-o", str(tmp_path / "a.wav"), "--model", model, *QUICK]) == 0
+    assert dict(os.environ) == before
+
+
 def test_a_saved_voice_is_a_voice_to_go_on_with(model, tmp_path, capsys):
     saved, out = str(tmp_path / "me.npz"), str(tmp_path / "a.wav")
     common = ["--model", model, "-q", "--max-duration", "1", "--seed", "3"]
@@ -113,7 +191,8 @@ def test_random_model_says_that_it_is_noise(tmp_path, capsys):
 
 def test_voices_lists_and_checks(model, capsys):
     assert main(["voices", "--model", model]) == 0
-    assert capsys.readouterr().out.split() == ["narrator", "v2/en_speaker_6"]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["narrator", "1.5", "s"], ["v2/en_speaker_6", "1.5", "s", "English"]]
     assert main(["voices", "v2/en_speaker_6", "--model", model]) == 0
     assert "a sound voice of 1.5 s" in capsys.readouterr().out
     assert main(["voices", "v2/en_speaker_7", "--model", model]) == 1
@@ -185,7 +264,7 @@ def test_threads_are_as_many_as_asked(model, tmp_path):
 
 
 FAILURES = {
-    "empty text": (["say", " \n "], "text is empty"),
+    "empty text": (["say", " \n "], "TEXT is empty"),
     "control characters": (["say", "\x07\x1b"], "nothing that can be read"),
     "no such folder": (["say", "a", "-o", "{tmp}/no/a.wav"], "create it first"),
     "output is a folder": (["say", "a", "-o", "{tmp}/dir.wav"], "is a folder"),
@@ -222,7 +301,12 @@ def test_failures_are_one_plain_line_and_leave_nothing(name, model, tmp_path, ca
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["say"], "required: TEXT"),
+        (["say", "a", "-i", "a.txt"], "two texts"),
+        (["say", "-oh no, said Bob.", "-"], "goes after --"),
+        (["say", "-Hm."], "goes after --"),
+        (["say", "a", "--plain-text=loud"], "normalize must be one of off, plain, all"),
+        (["voices", "-o", "a.wav"], "needs the NAME"),
+        (["voices", "male", "-o", "a.xyz"], "audio format"),
         (["sing", "a"], "invalid choice"),
         (["say", "a", "--seed", "x"], "invalid int value"),
         (["say", "a", "--seed", "-1"], "seed must be"),
@@ -232,7 +316,7 @@ def test_failures_are_one_plain_line_and_leave_nothing(name, model, tmp_path, ca
         (["say", "a", "--min-eos-p", "2"], "min_eos_p must be in [0, 1]"),
         (["say", "a", "--max-duration", "0"], "max_duration_s must be positive"),
         (["say", "a", "--threads", "0"], "not in [1, 1024]"),
-        (["say", "a", "-o", "a.mp3"], ".wav, .flac, .ogg"),
+        (["say", "a", "-o", "a.aac"], ".wav, .flac, .ogg, .opus, .mp3"),
         (["say", "a", "--save-voice", "a.wav"], ".npz"),
         (["say", "a", "--precision", "int3"], "invalid choice"),
         (["say", "a", "--stage", "coarse"], "STAGE=PLACE"),

@@ -19,6 +19,7 @@ ORDER = (
     ("_version", "config", "precision", "sampling"),
     ("files",),
     ("tokenizer", "voice", "codec", "model", "audio"),
+    ("text",),
     ("decoding",),
     ("semantic", "coarse", "fine"),
     ("checkpoint",),

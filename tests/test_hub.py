@@ -5,7 +5,10 @@ The client reads its environment when it is imported, so each test runs in a Pyt
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from minibark.checkpoint.layouts import CODEC_REPO, VOCAB_REPO
+from minibark.checkpoint.layouts import CODEC_REPO
+from minibark.checkpoint.vocabulary import VOCAB_REPO
 
 REPO = "suno/bark-small"
 TOKEN = "hf_a_secret_of_this_test"
@@ -36,6 +40,7 @@ class Hub:
         log: (method, repository, revision, file) of each request for a file.
         others: other requests, which the client makes on its own.
         tokens: what came as Authorization with requests for files.
+        is_down: whether it answers nothing but 503.
         on_request: called with each log entry after it is answered.
     """
 
@@ -47,6 +52,7 @@ class Hub:
     tokens: list[str | None] = field(default_factory=list)
     on_request: Callable[[tuple[str, str, str, str]], None] = lambda entry: None
     url: str = ""
+    is_down: bool = False
 
     def add(self, repo: str, folder: Path, revision: str = "main") -> str:
         """Put a folder on the hub; returns its commit."""
@@ -70,9 +76,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         hub: Hub = self.server.hub
-        if "/resolve/" not in self.path:
+        if hub.is_down or "/resolve/" not in self.path:
             hub.others.append(self.path)
-            self.send_error(404)
+            self.send_error(503 if hub.is_down else 404)
             return
         repo, _, rest = self.path.lstrip("/").partition("/resolve/")
         revision, _, file = rest.partition("/")
@@ -356,6 +362,48 @@ def test_sunos_layout_fetches_the_codec_and_the_vocabulary(hub, load, folders, t
 NOWHERE = "http://127.0.0.1:9"  # refuses connections
 
 
+def test_the_vocabulary_is_found_in_the_cache_under_its_old_name(hub, load, folders, tmp_path):
+    suno = made.save_suno(tmp_path / "suno")
+    (suno / "vocab.txt").unlink()
+    none = load({"name_or_dir": str(suno), "offline": True})
+    assert_refused(none, "has no vocab.txt", f"'hf download {VOCAB_REPO} vocab.txt'")
+    assert "convert" not in none["text"]  # it is no Bark
+    for old in ("bert-base-multilingual-cased", "suno/bark"):
+        commit = "1" * 40
+        repo = tmp_path / "home" / "hub" / f"models--{old.replace('/', '--')}"
+        (repo / "snapshots" / commit).mkdir(parents=True)
+        (repo / "refs").mkdir()
+        (repo / "refs" / "main").write_text(commit)
+        shutil.copy(folders / "small" / "vocab.txt", repo / "snapshots" / commit)
+        for options, environment in (({"offline": True}, {}), ({}, {"HF_ENDPOINT": NOWHERE})):
+            answer = load({"name_or_dir": str(suno)} | options, **environment)
+            assert "error" not in answer, answer
+        shutil.rmtree(repo)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "cause"),
+    [(NOWHERE, "Connection refused"), ("http://nowhere.invalid", "Name or service not known")],
+)
+def test_a_hub_that_is_not_there_is_one_line_with_its_cause(endpoint, cause, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "minibark", "say", "Hi.", "-o", tmp_path / "a.wav"],
+        env=os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("minibark: config.json of 'suno/bark-small' is not in the local cache")
+    assert cause in line and "minibark convert suno/bark-small DIR" in line
+
+
+def test_a_hub_that_is_down_is_asked_once(hub, load):
+    hub.is_down = True
+    assert_refused(load(), "cannot be reached", "answers with status 503")
+    assert hub.others == ["/api/models/suno/bark-small"] and hub.log == []
+
+
 @pytest.mark.parametrize(
     ("options", "environment"),
     [({"offline": True}, {}), ({}, {"HF_HUB_OFFLINE": "1"}), ({}, {"HF_ENDPOINT": NOWHERE})],
@@ -438,4 +486,6 @@ def test_a_download_that_breaks_off_leaves_nothing_that_passes_for_a_file(hub, l
 
 def test_a_server_that_is_no_hub(load):
     answer = load(HF_ENDPOINT="nonsense://nowhere")
-    assert_refused(answer, "config.json of 'suno/bark-small' could not be fetched")
+    assert_refused(
+        answer, "config.json of 'suno/bark-small' is not in the local cache", "cannot be reached"
+    )

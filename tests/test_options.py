@@ -34,6 +34,7 @@ WRONG = {
     "max_coarse_history": [0, -3, 1.5],
     "sliding_window_len": [0, -3, "60"],
     "seed": [-1, 2**63, 1.5, "0", True],
+    "normalize": ["loud", "", 1, True, b"all"],
 }
 RIGHT = {
     "temperature": [None, 0, 0.9, np.float32(0.5), np.int64(1)],
@@ -45,6 +46,7 @@ RIGHT = {
     "max_coarse_history": [None, 60],
     "sliding_window_len": [None, np.int32(7)],
     "seed": [None, 0, 2**63 - 1, np.int64(3)],
+    "normalize": [None, "off", "plain", "all"],
 }
 CASES = [(name, value) for name, values in WRONG.items() for value in values]
 
@@ -85,6 +87,7 @@ def test_a_bad_value_gives_the_same_words_in_python_and_in_a_document(bark, name
         ("max_coarse_history", "0"),
         ("sliding_window_len", "-5"),
         ("seed", "-1"),
+        ("normalize", "loud"),
     ],
 )
 def test_a_bad_value_gives_the_same_words_on_the_command_line(name, text, capsys):
@@ -92,7 +95,7 @@ def test_a_bad_value_gives_the_same_words_on_the_command_line(name, text, capsys
     with pytest.raises(ValueError) as error:
         Options(**{name: kind(text)})
     with pytest.raises(SystemExit) as stop:
-        main(["say", "a", FLAGS[name], text])
+        main(["say", "a", f"{FLAGS[name]}={text}"])
     assert stop.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"minibark say: error: {error.value}"
 
@@ -178,9 +181,12 @@ def test_the_command_line_has_every_knob_with_its_default(capsys):
     parser = argparse.ArgumentParser()
     add_options(parser)
     assert options_of(parser.parse_args([])) == Options()
-    words = [word for name in NAMES if name != "allow_early_stop" for word in (FLAGS[name], "1")]
+    value = {name: "all" if knob.kind is str else "1" for name, knob in knobs()}
+    words = [
+        word for name in NAMES if name != "allow_early_stop" for word in (FLAGS[name], value[name])
+    ]
     options = options_of(parser.parse_args([*words, "--no-allow-early-stop"]))
-    expected = dict.fromkeys(NAMES, 1) | {"allow_early_stop": False}
+    expected = dict.fromkeys(NAMES, 1) | {"allow_early_stop": False, "normalize": "all"}
     assert dataclasses.asdict(options) == expected
     assert options_of(parser.parse_args(["--min-eos-p", "none"])).min_eos_p is None
     with pytest.raises(SystemExit):

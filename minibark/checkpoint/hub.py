@@ -13,6 +13,7 @@ from ..files import reason
 BUILT_IN = "tiny"
 RANDOM = "random"
 KNOWN_MODELS = (BUILT_IN, "suno/bark-small", "suno/bark", RANDOM)
+_PATIENCE_S = 4
 _TIP = f"the model {BUILT_IN!r} ships with minibark and needs no download"
 
 
@@ -33,7 +34,8 @@ class Source:
         cache_dir: the hub's cache; None is its usual place.
         revision: branch, tag or commit on the hub.
         offline: never ask the hub, use what is cached.
-        unreachable: whether the hub did not answer; waiting for it once is enough.
+        unreachable: why the hub did not answer; waiting for it once is enough.
+        is_answering: whether it did.
         root: where a local source was when it was pinned, whatever the current folder is since.
     """
 
@@ -41,7 +43,8 @@ class Source:
     cache_dir: str | None
     revision: str | None
     offline: bool
-    unreachable: bool = False
+    unreachable: str = ""
+    is_answering: bool = False
     root: Path | None = None
 
     @classmethod
@@ -79,7 +82,9 @@ class Source:
 
     def elsewhere(self, place: str | os.PathLike[str]) -> Source:
         """Another place, asked in the same way."""
-        return Source.of(place, self.cache_dir, None, self.offline)
+        other = Source.of(place, self.cache_dir, None, self.offline)
+        other.unreachable, other.is_answering = self.unreachable, self.is_answering
+        return other
 
     def pinned(self) -> Source:
         """This source; a repository is held to the commit that its revision means just now.
@@ -115,14 +120,14 @@ class Source:
         try:
             # The client's `local_files_only` would not keep it from asking the hub other things.
             known = try_to_load_from_cache(self.name, filename, cache, revision)
-            if known is not None and (is_commit or self.offline or self.unreachable):
+            if known is not None and (is_commit or self.offline or not self._answers()):
                 return Path(known) if isinstance(known, str) else None  # it is known to lack it
-            if not (self.offline or self.unreachable):
+            if not self.offline and self._answers():
                 return Path(
                     hf_hub_download(self.name, filename, cache_dir=cache, revision=revision)
                 )
         except errors.LocalEntryNotFoundError as error:
-            self.unreachable, cause = True, error
+            self.unreachable, cause = reason(error.__cause__ or error), error
         except errors.EntryNotFoundError:
             return None
         except Exception as error:  # among them those of the HTTP library that the client uses
@@ -139,11 +144,29 @@ class Source:
             raise FileNotFoundError(text) from error
         if isinstance(try_to_load_from_cache(self.name, "config.json", cache, revision), str):
             return None
+        why = f"cannot be reached: {self.unreachable}" if self.unreachable else "was not asked"
+        how = f"'minibark convert {self.name} DIR'; then DIR is the model"
+        if filename != "config.json":
+            how = f"'hf download {self.name} {filename}'"
         raise FileNotFoundError(
-            f"{filename} of {self.name!r} is not in the local cache and the hub cannot be "
-            f"reached. Fetch it on a machine with network ('minibark convert {self.name} DIR') "
-            f"and give its directory as the model; {_TIP}"
+            f"{filename} of {self.name!r} is not in the local cache, and the hub {why}. On a "
+            f"machine with network: {how}; {_TIP}"
         ) from cause
+
+    def _answers(self) -> bool:
+        """Whether the hub answers, asked once; its client would try for 25 s to find out."""
+        if not self.unreachable and not self.is_answering:
+            from huggingface_hub import constants, get_session
+
+            url = f"{constants.ENDPOINT}/api/models/{self.name}"
+            try:
+                status = get_session().head(url, timeout=_PATIENCE_S).status_code
+                if status >= 500 or status == 429:
+                    raise ConnectionError(f"{constants.ENDPOINT} answers with status {status}")
+                self.is_answering = True
+            except Exception as error:  # whatever the HTTP library raises
+                self.unreachable = reason(error)
+        return self.is_answering
 
     def need(self, filename: str) -> Path:
         """As `find`, for a file that must be there."""

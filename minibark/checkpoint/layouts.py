@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config import (
-    STAGES,
-    BarkConfig,
-    CheckpointError,
-    CodecConfig,
-    FineGPTConfig,
-    GenerationConfig,
-    GPTConfig,
-)
+from ..config import STAGES, BarkConfig, CheckpointError, GenerationConfig
 from ..files import naming, read_json, warn
-from ..tokenizer import Tokenizer
+from ..text import LEVELS
 from ..voice import VoiceError
 from .hub import RANDOM, Source, fixed
-from .names import codec_state, gpt_state, hf_state
+from .names import codec_state, hf_state
 from .opened import Checkpoint
 from .presets import preset
-from .reading import SUNO_MD5, read_any, read_hf
-from .schema import config_from_dict, config_from_hf, from_fields, released_fields
+from .reading import WEIGHTS, read_hf
+from .schema import config_from_dict, config_from_hf
 from .shapes import RandomStates, checked, some
+from .single import is_single, open_single
+from .suno_files import find_encodec, is_suno, open_suno_file, suno_file
 from .tensors import State, read_safetensors
+from .vocabulary import open_tokenizer
 from .voices import Voices
 
 CODEC_REPO = "facebook/encodec_24khz"
-
-VOCAB_REPO = "google-bert/bert-base-multilingual-cased"
 
 _HF_PREFIXES = {
     "semantic": "semantic.",
@@ -42,8 +34,6 @@ _HF_PREFIXES = {
     "fine": "fine_acoustics.",
     "codec": "codec_model.",
 }
-
-_SUNO_NAMES = {"semantic": "text", "coarse": "coarse", "fine": "fine"}
 
 
 def opener(
@@ -100,7 +90,7 @@ def open_checkpoint(
         part, states[stage] = _open_stage(source.elsewhere(place).pinned(), stage, config)
         with naming(f"{source.name} with the {stage} model of {os.fspath(place)}"):
             config = dataclasses.replace(config, **{stage: part})
-    tokenizer = _open_tokenizer(source)
+    tokenizer = open_tokenizer(source)
     try:
         voices = _open_voices(source, voices_dir)
     except (CheckpointError, VoiceError) as error:
@@ -111,7 +101,7 @@ def open_checkpoint(
             f"{source.name}: the vocabulary has {len(tokenizer)} tokens, the text model "
             f"{config.semantic.input_vocab_size} ids, text_encoding_offset included"
         )
-    return Checkpoint(source.name, config, states, tokenizer, voices)
+    return Checkpoint(source.name, config, states, tokenizer, voices, _normalize(source))
 
 
 def _open_states(source: Source, stages: Collection[str]) -> tuple[BarkConfig, dict[str, State]]:
@@ -124,7 +114,7 @@ def _open_states(source: Source, stages: Collection[str]) -> tuple[BarkConfig, d
         raise CheckpointError(
             f"{source.path} is a file; a model is the directory it lies in, or a hub repository"
         )
-    if _is_suno(source):
+    if is_suno(source):
         opened = {stage: _open_suno_stage(source, stage) for stage in stages}
         with naming(source.path):
             config = BarkConfig(**{stage: part for stage, (part, _) in opened.items()})
@@ -151,12 +141,6 @@ def _open_states(source: Source, stages: Collection[str]) -> tuple[BarkConfig, d
     return config, states
 
 
-def _is_suno(source: Source) -> bool:
-    if source.is_random or not source.is_local or (source.path / "config.json").is_file():
-        return False
-    return any((source.path / name).is_file() for name in SUNO_MD5)
-
-
 def _open_config(source: Source) -> tuple[BarkConfig, bool]:
     """The configuration of a directory or repository in our layout (True) or Hugging Face's."""
     path = source.need("config.json")
@@ -166,10 +150,26 @@ def _open_config(source: Source) -> tuple[BarkConfig, bool]:
             if document.get("version") != 1:
                 raise CheckpointError("written by a newer minibark; update this one")
             return config_from_dict(document.get("config")), True
+    if is_single(document):
+        raise CheckpointError(
+            f"{path} is that of one stage, not of a Bark; use it as --stage STAGE={path.parent}"
+        )
     generation = source.find("generation_config.json")
     constants = generation and read_json(generation)
     with naming(path):
         return config_from_hf(document, constants), False
+
+
+def _normalize(source: Source) -> str:
+    """How far texts are made plain for this checkpoint; only our layout can say."""
+    path = None if source.is_random else source.find("config.json")
+    document = read_json(path) if path else None
+    if not isinstance(document, dict) or document.get("format") != "minibark":
+        return "off"
+    level = document.get("normalize", "off")
+    if level not in LEVELS:
+        raise CheckpointError(f"{path}: normalize must be one of {', '.join(LEVELS)}")
+    return str(level)
 
 
 def _open_voices(source: Source, voices_dir: str | os.PathLike[str] | None) -> Voices:
@@ -182,9 +182,12 @@ def _open_voices(source: Source, voices_dir: str | os.PathLike[str] | None) -> V
         return Voices({}, Path)
     index = source.find("speaker_embeddings_path.json")
     if index is not None:
-        again = dataclasses.replace(source, unreachable=False)
-        return Voices.from_index(index, lambda name: dataclasses.replace(again).need(name))
-    if _is_suno(source):
+        again = dataclasses.replace(source, unreachable="")
+        cached = dataclasses.replace(source, offline=True)
+        return Voices.from_index(
+            index, lambda name: dataclasses.replace(again).need(name), cached.need
+        )
+    if is_suno(source):
         return Voices.from_directory(source.path)
     return Voices.from_directory(source.need("config.json").parent / "voices")
 
@@ -202,7 +205,7 @@ def open_voices(
     Arguments and errors are those of `open_checkpoint`.
     """
     source = Source.of(name, cache_dir, revision, offline).pinned()
-    if source.is_random or _is_suno(source):
+    if source.is_random or is_suno(source):
         generation = GenerationConfig()
     else:
         generation = _open_config(source)[0].generation
@@ -211,86 +214,28 @@ def open_voices(
 
 def _open_stage(source: Source, stage: str, base: BarkConfig) -> tuple[Any, State]:
     """Configuration and state of one stage, from any layout."""
-    if source.is_random:
-        config, states = _open_states(source, [stage])
-        return getattr(config, stage), states[stage]
-    if os.path.isfile(source.path):
-        return _open_suno_file(source.path, stage, source.cache_dir)
-    config_path = source.find("config.json")
-    if config_path is None:
-        return _open_suno_stage(source, stage)
-    document = read_json(config_path)
-    if stage == "codec" and isinstance(document, dict) and "num_filters" in document:
-        with naming(config_path):
-            fields = {**released_fields(stage, document), "n_codebooks": base.codec.n_codebooks}
-            codec = from_fields(CodecConfig, fields, "codec", partial=True)
-        path, flat = read_hf(source)
-        return codec, codec_state(flat, codec, os.fspath(path))
+    if not source.is_random:
+        if source.path.name in WEIGHTS and (source.path.parent / "config.json").is_file():
+            source = source.elsewhere(source.path.parent).pinned()
+        if os.path.isfile(source.path):
+            return open_suno_file(source.path, stage, source.cache_dir)
+        config_path = source.find("config.json")
+        if config_path is None:
+            return _open_suno_stage(source, stage)
+        document = read_json(config_path)
+        if is_single(document):
+            return open_single(source, config_path, document, stage, base)
     config, states = _open_states(source, [stage])
     return getattr(config, stage), states[stage]
 
 
 def _open_suno_stage(source: Source, stage: str) -> tuple[Any, State]:
-    if stage == "codec":
-        found = sorted(source.path.glob("encodec_24khz*.th"))
-        if found:
-            return _open_suno_file(found[0], stage, source.cache_dir)
-        inner = source.path / "encodec_24khz"
-        other = source.elsewhere(inner if inner.is_dir() else CODEC_REPO)
-        return _open_stage(other.pinned(), stage, BarkConfig())
-    name = _SUNO_NAMES[stage]
-    for filename in (f"{name}_2.pt", f"{name}.pt"):
-        if (source.path / filename).is_file():
-            return _open_suno_file(source.path / filename, stage, source.cache_dir)
-    raise FileNotFoundError(f"{source.path} has neither {name}_2.pt (large) nor {name}.pt (small)")
-
-
-def _open_suno_file(
-    path: Path, stage: str, cache_dir: str | os.PathLike[str] | None
-) -> tuple[Any, State]:
-    """One stage from Suno's `.pt`, or the codec from facebook's `.th`.
-
-    Source: suno-ai/bark, bark/generation.py, _load_model.
-    """
-    state, metadata = read_any(path, cache_dir)
-    if stage == "codec":
-        codec = CodecConfig()
-        return codec, codec_state(state, codec, os.fspath(path))
-    if "model_args" not in metadata:
-        raise CheckpointError(f"{path} has no model_args: not one of Suno's text, coarse or fine")
-    kind = FineGPTConfig if stage == "fine" else GPTConfig
-    with naming(path):
-        args = dict(json.loads(metadata["model_args"]))
-        if "vocab_size" in args:
-            size = args["vocab_size"]
-            args = {"input_vocab_size": size, "output_vocab_size": size} | args
-        config = from_fields(kind, released_fields(stage, args), "model_args", partial=True)
-    state = {key.removeprefix("_orig_mod."): tensor for key, tensor in state.items()}
-    return config, checked(stage, gpt_state(stage, state, os.fspath(path)), config, path)
-
-
-def _open_tokenizer(source: Source) -> Tokenizer:
-    if source.is_random:
-        return Tokenizer.characters()
-    vocab = source.find("vocab.txt")
-    if vocab is None and (packed := source.find("tokenizer.json")) is not None:
-        content = read_json(packed)
-        model = content.get("model") if isinstance(content, dict) else None
-        ids = model.get("vocab") if isinstance(model, dict) else None
-        if not isinstance(ids, dict) or not all(type(index) is int for index in ids.values()):
-            raise CheckpointError(f"{packed} has no WordPiece vocabulary")
-        if sorted(ids.values()) != list(range(len(ids))):
-            raise CheckpointError(f"{packed}: the ids of its vocabulary are not 0, 1, 2 ...")
-        with naming(packed):
-            return Tokenizer(sorted(ids, key=ids.__getitem__))
-    if vocab is None:
-        try:
-            vocab = source.elsewhere(VOCAB_REPO).need("vocab.txt")
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{source.name} has no vocab.txt; put the one of {VOCAB_REPO} there ({error})"
-            ) from error
-    return Tokenizer.from_file(vocab)
+    if stage != "codec":
+        return open_suno_file(suno_file(source, stage), stage, source.cache_dir)
+    path = find_encodec(source)
+    if path is not None and path.is_file():
+        return open_suno_file(path, stage, source.cache_dir)
+    return _open_stage(source.elsewhere(path or CODEC_REPO).pinned(), stage, BarkConfig())
 
 
 def _strip(state: State, prefix: str) -> State:

@@ -27,6 +27,7 @@ class Checkpoint:
             matrix NAME may be int8, with NAME_scale beside it.
         tokenizer: its vocabulary.
         voices: its voices.
+        normalize: how far texts are made plain for it (`minibark.text.LEVELS`), unless told.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Checkpoint:
     states: Mapping[str, State]
     tokenizer: Tokenizer
     voices: Voices
+    normalize: str = "off"
 
     def parameters(self, stage: str, dtype: torch.dtype) -> State:
         """One stage's tensors in a floating-point dtype; the codec's are float32 always."""

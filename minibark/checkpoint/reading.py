@@ -24,6 +24,9 @@ SUNO_MD5 = {
     "fine_2.pt": "59d184ed44e3650774a2f0503a48a97b",
 }
 
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""What Hugging Face's layout calls the file of tensors."""
+
 log = logging.getLogger(__name__)
 
 
@@ -32,7 +35,7 @@ def read_hf(source: Source) -> tuple[Path, State]:
 
     Of a checkpoint in parts, the file is the index.
     """
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in WEIGHTS:
         if (path := source.find(name)) is not None:
             return path, read_any(path, source.cache_dir)[0]
         if (path := source.find(f"{name}.index.json")) is not None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..config import CheckpointError
-from ..files import inside, replacing
+from ..files import inside, reason, replacing, warn
 from ..precision import FLOATS, PRECISIONS, parse_precision
 from ..sampling import OnStep
+from ..voice import Voice, VoiceError
 from .layouts import open_checkpoint
 from .opened import Checkpoint
 from .rows import SCALE, floats_state, int8_state
@@ -40,7 +41,7 @@ def convert(
         destination: directory to make; it must not exist, or be empty.
         precision: `"float32"`, `"float16"`, `"bfloat16"` or, for matrices only, `"int8"`, of all
             stages but the codec; None keeps each tensor's.
-        voices: names of the voices to take along; None takes all.
+        voices: as for `save_checkpoint`.
         on_step: told of progress.
         **options: as for `open_checkpoint`.
 
@@ -56,15 +57,14 @@ def convert(
             "checkpoint as it is, and open it with precision 'int4'"
         )
     checkpoint = open_checkpoint(source, **options)
-    names = list(checkpoint.voices) if voices is None else list(voices)
     states = {stage: _narrow(stage, state, precision) for stage, state in checkpoint.states.items()}
-    save_checkpoint(dataclasses.replace(checkpoint, states=states), destination, names, on_step)
+    save_checkpoint(dataclasses.replace(checkpoint, states=states), destination, voices, on_step)
 
 
 def save_checkpoint(
     checkpoint: Checkpoint,
     directory: str | os.PathLike[str],
-    voices: Sequence[str] = (),
+    voices: Iterable[str] | None = None,
     on_step: OnStep | None = None,
 ) -> None:
     """Write a checkpoint as a directory in our layout, whole or not at all.
@@ -72,13 +72,16 @@ def save_checkpoint(
     Args:
         checkpoint: what to write.
         directory: where; it must not exist, or be empty.
-        voices: names of the voices to take along.
+        voices: names of the voices to take along; None takes all that are sound, and a warning
+            names the others.
         on_step: told of progress.
 
     Raises:
         FileExistsError: the directory has files in it.
+        VoiceError, FileNotFoundError: a voice that was named is damaged or not there.
     """
     _check_new(directory)
+    found = _load_voices(checkpoint, voices, on_step)
     with replacing(directory) as part:
         part.mkdir()
         flat = {
@@ -88,14 +91,35 @@ def save_checkpoint(
         }
         save_safetensors(flat, part / "model.safetensors", {"format": "pt"})
         document = {"format": "minibark", "version": 1, "config": checkpoint.config.to_dict()}
+        if checkpoint.normalize != "off":
+            document["normalize"] = checkpoint.normalize
         (part / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         checkpoint.tokenizer.save(part / "vocab.txt")
-        for done, name in enumerate(voices, start=1):
-            path = part / "voices" / f"{inside(name, 'the voice index')}.npz"
+        for name, voice in found.items():
+            path = part / "voices" / f"{name}.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.voices.load(name).save(path)
-            if on_step:
-                on_step("voices", done, len(voices))
+            voice.save(path)
+
+
+def _load_voices(
+    checkpoint: Checkpoint, names: Iterable[str] | None, on_step: OnStep | None
+) -> dict[str, Voice]:
+    """The voices of these names, or all that are sound."""
+    wanted, found = list(checkpoint.voices if names is None else names), {}
+    faults: list[str] = []
+    for done, name in enumerate(wanted, start=1):
+        try:
+            voice = checkpoint.voices.load(inside(name, "the voice index"))
+            found[name] = voice.check(checkpoint.config.generation)
+        except (VoiceError, CheckpointError, FileNotFoundError) as error:
+            if names is not None:
+                raise
+            faults.append(f"{name!r:.80} ({reason(error)})")
+        if on_step:
+            on_step("voices", done, len(wanted))
+    if faults:
+        warn(f"{len(faults)} of {len(wanted)} voices are left out, being damaged: {faults[0]}")
+    return found
 
 
 def _check_new(directory: str | os.PathLike[str]) -> None:

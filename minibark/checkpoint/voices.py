@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,51 @@ VoiceLike = Voice | str | os.PathLike[str] | Mapping[str, Any] | None
 """A voice by name or `.npz` path, as a `Voice`, as Suno's dictionary, or None for none."""
 
 
+LANGUAGES = {
+    "en": "English",
+    "de": "German",
+    "es": "Spanish",
+    "fr": "French",
+    "hi": "Hindi",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "pl": "Polish",
+    "pt": "Portuguese",
+    "ru": "Russian",
+    "tr": "Turkish",
+    "zh": "Chinese",
+}
+"""What Suno's checkpoints speak, by the codes in the names of their voices."""
+
+_RECORDINGS = (".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".aiff", ".webm", ".mp4")
+
+
+def language(name: str) -> str:
+    """The language of a voice that is named as Suno's are, such as v2/en_speaker_6; else ""."""
+    found = re.search(r"(?:^|/)([a-z]{2})_speaker_[0-9]+$", name)
+    return LANGUAGES.get(found[1], "") if found else ""
+
+
 class Voices:
     """The voices that come with a checkpoint, by name; files are fetched when a voice is used."""
 
     def __init__(
-        self, files: Mapping[str, Mapping[str, str]], fetch: Callable[[str], Path]
+        self,
+        files: Mapping[str, Mapping[str, str]],
+        fetch: Callable[[str], Path],
+        find: Callable[[str], Path] | None = None,
     ) -> None:
+        """Voices by name.
+
+        Args:
+            files: name -> part -> path; a part of "" is a whole `.npz`.
+            fetch: gives the local file for a path, downloaded if need be.
+            find: gives the local file for a path if it is here already; None is `fetch`.
+        """
         self._files = dict(files)
         self._fetch = fetch
+        self._find = find or fetch
 
     @classmethod
     def from_directory(cls, root: str | os.PathLike[str]) -> Voices:
@@ -43,12 +81,18 @@ class Voices:
         return cls(files, lambda name: base / name)
 
     @classmethod
-    def from_index(cls, index: Path, fetch: Callable[[str], Path]) -> Voices:
+    def from_index(
+        cls,
+        index: Path,
+        fetch: Callable[[str], Path],
+        find: Callable[[str], Path] | None = None,
+    ) -> Voices:
         """The voices of a Hugging Face `speaker_embeddings_path.json`.
 
         Args:
             index: the file: name -> {"semantic_prompt": path, "coarse_prompt": path, ...}.
-            fetch: gives the local file for a path of the index.
+            fetch: gives the local file for a path, downloaded if need be.
+            find: the same, if it is here already; None is `fetch`.
 
         Raises:
             CheckpointError: not JSON, or a path that leaves the checkpoint's folder.
@@ -71,7 +115,7 @@ class Voices:
                 part: inside(path.replace("\\", "/") if isinstance(path, str) else path, str(index))
                 for part, path in paths.items()
             }
-        return cls(files, fetch)
+        return cls(files, fetch, find)
 
     @staticmethod
     def from_stem(stem: str) -> Voice | None:
@@ -88,6 +132,13 @@ class Voices:
 
     def __contains__(self, name: object) -> bool:
         return name in self._files
+
+    def is_here(self, name: str) -> bool:
+        """Whether the files of a voice need no download."""
+        try:
+            return all(self._find(path).is_file() for path in self._files[name].values())
+        except FileNotFoundError:
+            return False
 
     def load(self, name: str) -> Voice:
         """The voice of that name.
@@ -124,6 +175,11 @@ class Voices:
             name = os.fspath(voice)
             if name.lower().endswith(".npz"):
                 return Voice.load(name)
+            if name.lower().endswith(_RECORDINGS):
+                raise VoiceError(
+                    f"{name} is a recording; a voice is a file of tokens (.npz) that Bark made: "
+                    "'minibark say ... --save-voice FILE.npz' keeps one. It clones no voices"
+                )
             if name not in self and (triple := Voices.from_stem(name)) is not None:
                 return triple
             return self.load(name)

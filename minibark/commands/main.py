@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import contextlib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 
 from .._version import __version__
+from ..options import knobs
 from . import convert, info, say, voices
-from .shared import checkpoint_parser, tell
+from .shared import Parser, checkpoint_parser, tell
 
 EXAMPLES = """examples:
   minibark say "Hello, my name is Bark." --model tiny
   minibark say "Hello, my name is Suno. [laughs]" -o hello.wav --voice v2/en_speaker_6 --seed 0
-  echo "read me" | minibark say - -o - --model suno/bark > out.wav
+  echo "read me" | minibark say -o - --model suno/bark > out.wav
+  minibark say -i page.txt -o page.mp3 --model tiny
   minibark say "Go on." --voice narrator.npz --save-voice narrator-2.npz -o next.flac
   minibark voices --model suno/bark-small
+  minibark voices female --model tiny -o preview.wav
   minibark convert suno/bark-small ./bark-small --precision bfloat16
   minibark info ./bark-small
 
@@ -36,11 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         SystemExit: with 2 for wrong usage, 0 for `--help` and `--version`.
     """
-    args = _parser().parse_args(argv)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    if args.quiet:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    with warnings.catch_warnings():
+    args = _parser().parse_args(_spelled_out(sys.argv[1:] if argv is None else argv))
+    with warnings.catch_warnings(), _hub_settings(args.quiet):
         warnings.showwarning = lambda message, *_: tell(f"warning: {message}")
         warnings.simplefilter("always", UserWarning)
         try:
@@ -63,8 +64,35 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _spelled_out(words: list[str]) -> list[str]:
+    """The words with the value of an option that may stand alone; argparse would take the next."""
+    bare = {knob.flag: knob for _, knob in knobs() if knob.bare}
+    spelled: list[str] = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--":
+            return spelled + words[words.index("--") :]
+        alone = word in bare and not bare[word].holds(following)
+        spelled.append(f"{word}={bare[word].bare}" if alone else word)
+    return spelled
+
+
+@contextlib.contextmanager
+def _hub_settings(quiet: bool) -> Iterator[None]:
+    """The hub's client says nothing of its own while a command runs."""
+    settings = {"HF_HUB_VERBOSITY": "error"}
+    if quiet:
+        settings["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    ours = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="minibark",
         description="Bark: text to speech, music and sounds.",
         epilog=EXAMPLES,

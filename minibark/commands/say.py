@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..audio import check_suffix, encode_audio, save_audio
+from ..audio import FORMATS, check_suffix, encode_audio, save_audio
 from ..bark import Bark
 from ..checkpoint.hub import RANDOM
 from ..precision import BACKENDS, PRECISIONS
@@ -18,6 +18,7 @@ from .shared import (
     add_model,
     add_options,
     add_precision,
+    check_writable,
     checkpoint_options,
     options_of,
     tell,
@@ -28,18 +29,28 @@ if TYPE_CHECKING:
     from .shared import Commands
 
 
+_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
 def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
     """Add the command and its options."""
     say = commands.add_parser("say", parents=[parent], help="speak a text to an audio file")
     say.set_defaults(run=_run, parser=say)
-    say.add_argument("text", metavar="TEXT", help="what to say; - reads standard input")
     add = say.add_argument
+    add(
+        "text",
+        metavar="TEXT",
+        nargs="?",
+        help="what to say; - reads standard input, as no TEXT does where that is a pipe",
+    )
+    add("-i", "--input", metavar="FILE", help="say what is in this UTF-8 text file")
     add(
         "-o",
         "--output",
         default="bark.wav",
         metavar="FILE",
-        help="ends in .wav, .flac or .ogg; - writes WAV to standard output (default: %(default)s)",
+        help=f"ends in {', '.join(FORMATS)}; - writes WAV to standard output "
+        "(default: %(default)s)",
     )
     add_model(say)
     add("--voice", metavar="NAME|FILE", help="a voice of the model, or an .npz file")
@@ -64,10 +75,8 @@ def _run(args: argparse.Namespace) -> None:
     except ValueError as error:
         args.parser.error(str(error))
     for place in filter(None, (args.output if args.output != "-" else None, args.save_voice)):
-        _check_writable(Path(place))
-    text = _read_stdin() if args.text == "-" else args.text
-    if not text.strip():
-        raise ValueError("the text is empty; give at least one word")
+        check_writable(Path(place))
+    text = _text(args)
     bark = _bark(args)
     start = time.perf_counter()
     with Bars(args.quiet) as bars:
@@ -93,11 +102,17 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _check_places(args: argparse.Namespace) -> None:
+    if args.text is not None and args.input is not None:
+        raise ValueError("TEXT and -i FILE are two texts; give one")
+    if args.text is None and args.input is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise ValueError("there is no text: give TEXT, -i FILE, or a pipe on standard input")
+    if args.output in _STDOUT:
+        args.output = "-"
     if args.output != "-":
         check_suffix(args.output)
     elif sys.stdout.isatty():
         raise ValueError("-o - writes audio; send it to a file or a pipe, not a terminal")
-    if args.save_voice and Path(args.save_voice).suffix != ".npz":
+    if args.save_voice and Path(args.save_voice).suffix.lower() != ".npz":
         raise ValueError(f"--save-voice must end in .npz, got {args.save_voice!r}")
 
 
@@ -119,19 +134,23 @@ def _bark(args: argparse.Namespace) -> Bark:
     )
 
 
-def _check_writable(path: Path) -> None:
-    """Refuse an output place now rather than after minutes of work."""
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the folder {folder} does not exist; create it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise PermissionError(f"{path} cannot be written; choose another place")
+def _text(args: argparse.Namespace) -> str:
+    """What is to be said.
 
-
-def _read_stdin() -> str:
+    Raises:
+        ValueError: it is empty, or not UTF-8.
+        OSError: the file cannot be read.
+    """
+    if args.input is not None and args.input != "-":
+        where, content = args.input, Path(os.path.expanduser(args.input)).read_bytes()
+    elif args.text is None or args.text == "-":
+        where, content = "standard input", sys.stdin.buffer.read()
+    else:
+        where, content = "TEXT", os.fsencode(args.text)
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not UTF-8 text ({error})") from error
+        raise ValueError(f"{where} is not UTF-8 text ({error})") from error
+    if not text.strip():
+        raise ValueError(f"{where} is empty; give at least one word")
+    return text

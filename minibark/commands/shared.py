@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..checkpoint.hub import BUILT_IN, RANDOM
 from ..options import Options, knobs
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors tell what to do with a text that begins with a dash."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As the base class; the words are kept for `error`."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2 and the message."""
+        words = self._words[: self._words.index("--")] if "--" in self._words else self._words
+        if any(word.startswith("-") and " " in word for word in words) or "unrec" in message:
+            message += (
+                "; a text that begins with a dash goes after --, as the last word, or in "
+                "by standard input (-)"
+            )
+        super().error(message)
+
+
+def show(line: str) -> None:
+    """Print a line on stdout, what its encoding lacks in escapes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def tell(line: str) -> None:
@@ -83,6 +110,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, dest=name, action=action, default=default, help=knob.help)
             continue
         shown = "" if default is None else f" ({default})"
+        if knob.bare:
+            shown = f" (alone: {knob.bare}; else the model's own)"
         group.add_argument(
             flag,
             dest=name,
@@ -108,6 +137,17 @@ def _number_or_none(kind: type) -> Any:
 
     parse.__name__ = kind.__name__  # argparse names it in "invalid float value"
     return parse
+
+
+def check_writable(path: Path) -> None:
+    """Refuse an output place now rather than after minutes of work."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"the folder {folder} does not exist; create it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise PermissionError(f"{path} cannot be written; choose another place")
 
 
 def whole_number(least: int, most: int) -> Any:

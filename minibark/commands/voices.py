@@ -1,14 +1,19 @@
-"""`minibark voices`: list voices, or check one."""
+"""`minibark voices`: list voices, check one, or hear it."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..audio import check_suffix, save_audio
+from ..bark import Bark
 from ..checkpoint.layouts import open_voices
+from ..checkpoint.voices import Voices, language
 from ..config import GenerationConfig
-from ..voice import Voice
-from .shared import add_model
+from ..voice import Voice, VoiceError
+from .shared import add_model, check_writable, checkpoint_options, show
 
 if TYPE_CHECKING:
     from .shared import Commands
@@ -16,31 +21,63 @@ if TYPE_CHECKING:
 
 def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
     """Add the command and its options."""
-    voices = commands.add_parser("voices", parents=[parent], help="list voices, or check one")
-    voices.set_defaults(run=_run)
+    voices = commands.add_parser(
+        "voices", parents=[parent], help="list voices, check one, or hear it"
+    )
+    voices.set_defaults(run=_run, parser=voices)
     voices.add_argument("name", nargs="?", metavar="NAME|FILE", help="the voice to check")
+    voices.add_argument(
+        "-o", "--output", metavar="FILE", help="write what the voice NAME sounds like, as audio"
+    )
     add_model(voices)
 
 
 def _run(args: argparse.Namespace) -> None:
-    name = args.name
-    if name is not None and name.endswith(".npz"):
+    if args.output:
+        if args.name is None:
+            args.parser.error("-o FILE needs the NAME of a voice")
+        try:
+            check_suffix(args.output)
+        except ValueError as error:
+            args.parser.error(str(error))
+        check_writable(Path(args.output))
+    options = checkpoint_options(args)
+    name, is_file = args.name, args.name is not None and args.name.lower().endswith(".npz")
+    if is_file and not args.output:
         voice, config = Voice.load(name), GenerationConfig()
     else:
-        voices, config = open_voices(
-            args.model,
-            cache_dir=args.cache_dir,
-            revision=args.revision,
-            offline=args.offline,
-            voices_dir=args.voices_dir,
-        )
+        places = {key: value for key, value in options.items() if key != "stages"}
+        voices, config = open_voices(args.model, **places)
         if name is None:
-            print("\n".join(voices) if len(voices) else f"{args.model} comes with no voices")
+            _list(voices, config, args.model)
             return
-        voice = voices.load(name)
+        found = voices.resolve(name)
+        assert found is not None
+        voice = found
     voice.check(config)
     n_semantic, n_frames = len(voice.semantic), voice.fine.shape[1]
-    print(
+    show(
         f"{name}: a sound voice of {n_frames / config.coarse_rate_hz:.1f} s: "
         f"{n_semantic} semantic tokens, {n_frames} frames of {len(voice.fine)} codes"
     )
+    if args.output:
+        bark = Bark.from_pretrained(args.model, **options)
+        save_audio(args.output, bark.decode(voice.fine), bark.sample_rate)
+        if not args.quiet:
+            print(f"{args.output}: what {name} sounds like", file=sys.stderr)
+
+
+def _list(voices: Voices, config: GenerationConfig, model: str) -> None:
+    """A line for each voice: name, seconds where its files are here, language where it is told."""
+    if not len(voices):
+        show(f"{model} comes with no voices")
+    width = max(map(len, voices), default=0)
+    for name in voices:
+        seconds = ""
+        if voices.is_here(name):
+            try:
+                n_frames = voices.load(name).check(config).fine.shape[1]
+                seconds = f"{n_frames / config.coarse_rate_hz:5.1f} s"
+            except (VoiceError, FileNotFoundError):
+                seconds = "damaged"
+        show(f"{name:<{width}}  {seconds:>7}  {language(name)}".rstrip())

@@ -81,7 +81,7 @@ def main() -> None:
             (place / "voices").mkdir(exist_ok=True)
             voice.save(place / "voices" / f"{speaker}{pace}.npz")
         voices = Voices.from_directory(place / "voices")
-        checkpoint = Checkpoint("tiny", config, states, corpus.tokenizer, voices)
+        checkpoint = Checkpoint("tiny", config, states, corpus.tokenizer, voices, "plain")
         save_checkpoint(checkpoint, place / "float", list(voices))
         convert(place / "float", place / "int8", precision="int8")
         publish(place / "int8", args.out)
