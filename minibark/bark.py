@@ -10,38 +10,33 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import fast
 from .checkpoint.layouts import opener
 from .checkpoint.opened import Checkpoint, Reopening, random_checkpoint
 from .checkpoint.saving import save_checkpoint
-from .checkpoint.shapes import RandomStates
 from .checkpoint.tensors import State
 from .checkpoint.voices import VoiceLike, Voices
 from .codec import CodecDecoder
-from .config import STAGES, BarkConfig
+from .config import BarkConfig
 from .model import GPT, FineGPT
-from .options import GenerateOptions, Options, Seed, TokensLike, code_ids, token_ids
-from .pipeline import Audio, Pipeline, Row
-from .sampling import OnStep
-from .text import readable_ids
+from .options import GenerateOptions, Options, TokensLike
+from .pipeline import Audio, Pipeline
+from .stages import Stages
 from .tokenizer import Tokenizer
 from .voice import Voice
 
 
-class Bark:
-    """Text to audio. Two jobs: hold one checkpoint, and check what callers bring.
+class Bark(Stages):
+    """Text to audio: one checkpoint, opened, and what is made of whole utterances.
+
+    `Stages`, its base, has the doors of single stages.
 
     `Bark(config)` has random weights, `Bark.from_pretrained` trained ones. A stage is loaded when
     it is first used.
 
-    Attributes:
-        config: shapes and constants.
-        tokenizer: text -> ids.
-        voices: the checkpoint's voices by name.
-        normalize: `Options.normalize` where that is None; "off" but for `tiny`.
-        pipeline: what rows of utterances go through; it trusts what it is given.
+    Attributes: those of `Stages`.
     """
 
     def __init__(
@@ -65,14 +60,10 @@ class Bark:
             raise TypeError(
                 f"config must be a BarkConfig, not {config!r:.60}; from_pretrained opens files"
             )
-        self.config = config if config is not None else BarkConfig()
-        self.tokenizer = tokenizer if tokenizer is not None else Tokenizer.characters()
-        self.voices = voices if voices is not None else Voices({}, Path)
-        self.normalize = "off"
+        vocabulary, none = tokenizer or Tokenizer.characters(), Voices({}, Path)
+        parts = (config or BarkConfig(), vocabulary, voices or none, seed)
         choice = fast.choose(device, precision, backend)
-        self.pipeline = Pipeline(self.config, RandomStates(self.config, seed), choice, offload)
-        parts = (self.config, self.tokenizer, self.voices, seed)
-        self._reopen: Callable[[], Checkpoint] = partial(random_checkpoint, *parts)
+        self._open(partial(random_checkpoint, *parts), choice, offload)
 
     @classmethod
     def from_pretrained(
@@ -124,33 +115,26 @@ class Bark:
             stages=stages,
             voices_dir=voices_dir,
         )
-        checkpoint = reopen()
         bark = cls.__new__(cls)
-        bark.config, bark.tokenizer = checkpoint.config, checkpoint.tokenizer
-        bark.voices, bark.normalize = checkpoint.voices, checkpoint.normalize
-        bark.pipeline = Pipeline(bark.config, Reopening(checkpoint, reopen), choice, offload)
-        bark._reopen = reopen
+        bark._open(reopen, choice, offload)
         return bark
 
-    @property
-    def device(self) -> torch.device:
-        """Where the stages run."""
-        return self.pipeline.choice.device
+    def __getstate__(self) -> dict[str, Any]:
+        """What opens it again, for other processes; changed weights stay behind: `save` them."""
+        choice, kept = self.pipeline.choice, (self._reopen, self.normalize, self.pipeline.offload)
+        return {"choice": (str(choice.device), choice.precision, choice.backend), "kept": kept}
 
-    @property
-    def precision(self) -> str:
-        """Of the three transformers' weights; logits and codec are float32 always."""
-        return self.pipeline.choice.precision
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        reopen, normalize, offload = state["kept"]
+        self._open(reopen, fast.choose(*state["choice"]), offload)
+        self.normalize = normalize
 
-    @property
-    def backend(self) -> str:
-        """What decodes, `"torch"` or `"triton"`."""
-        return self.pipeline.choice.backend
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples of audio a second, Hz."""
-        return self.config.codec.sampling_rate
+    def _open(self, reopen: Callable[[], Checkpoint], choice: fast.Choice, offload: bool) -> None:
+        checkpoint = reopen()
+        self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
+        self.voices, self.normalize = checkpoint.voices, checkpoint.normalize
+        self.pipeline = Pipeline(self.config, Reopening(checkpoint, reopen), choice, offload)
+        self._reopen = reopen
 
     def __repr__(self) -> str:
         return f"<Bark {self.pipeline.choice}>"
@@ -187,110 +171,8 @@ class Bark:
         knobs: dict[str, Any] = {**options}
         on_step = knobs.pop("on_step", None)
         checked = Options(**knobs)
-        row = self._row(text, voice, checked)
-        return self.pipeline.speak([row], checked, on_step)[0]
-
-    def text_to_semantic(
-        self,
-        text: str | TokensLike,
-        voice: VoiceLike = None,
-        *,
-        temperature: float | None = Options.temperature,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_eos_p: float | None = Options.min_eos_p,
-        max_duration_s: float | None = None,
-        allow_early_stop: bool = True,
-        seed: Seed = None,
-        normalize: str | None = None,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """Semantic tokens of a text: (S,) int64 in [0, 10_000), 49.9 Hz, on the CPU.
-
-        `text` may be its token ids (n,) from `tokenizer.encode`. The other arguments and errors are
-        those of `generate`.
-        """
-        options = Options(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_eos_p=min_eos_p,
-            max_duration_s=max_duration_s,
-            allow_early_stop=allow_early_stop,
-            seed=seed,
-            normalize=normalize,
-        )
-        row = self._row(text, voice, options)
-        return self.pipeline.semantic([row], options, on_step)[0]
-
-    def semantic_to_coarse(
-        self,
-        semantic: TokensLike,
-        voice: VoiceLike = None,
-        *,
-        temperature: float | None = Options.waveform_temperature,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        max_coarse_history: int | None = None,
-        sliding_window_len: int | None = None,
-        seed: Seed = None,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """Two codebooks: (2, T) int64 in [0, 1024), 75 Hz, T = floor(1.503 * S), on the CPU.
-
-        `semantic` is (S,) in [0, 10_000); S may be 0. `temperature` is `waveform_temperature` of
-        `generate`, whose other arguments and errors these are.
-        """
-        options = Options(
-            waveform_temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            max_coarse_history=max_coarse_history,
-            sliding_window_len=sliding_window_len,
-            seed=seed,
-        )
-        ids = token_ids(semantic, "semantic", 1, self.config.generation.semantic_vocab_size)
-        voices, streams = [self.load_voice(voice)], [self._stream(options)]
-        return self.pipeline.coarse([ids], voices, streams, options, on_step)[0]
-
-    def coarse_to_fine(
-        self,
-        coarse: TokensLike,
-        voice: VoiceLike = None,
-        *,
-        temperature: float | None = Options.fine_temperature,
-        seed: Seed = None,
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """All codebooks: (8, T) int64 in [0, 1024), 75 Hz, on the CPU.
-
-        `coarse` is (K, T) codes, K from 1 to 7; T may be 0. `temperature` is `fine_temperature` of
-        `generate`, whose other arguments and errors these are.
-        """
-        options = Options(fine_temperature=temperature, seed=seed)
-        g, least = self.config.generation, self.config.fine.n_codes_given
-        codes = code_ids(coarse, "coarse", g.codebook_size, least, g.n_fine_codebooks - 1)
-        voices, streams = [self.load_voice(voice)], [self._stream(options)]
-        return self.pipeline.fine([codes], voices, streams, options, on_step)[0]
-
-    def decode(self, fine: TokensLike) -> Audio:
-        """Audio of codes: (320 * T,) float32 in about [-1, 1], 24 kHz.
-
-        `fine` is (8, T) codes in [0, 1024); T may be 0. ValueError: others, or of another shape.
-        """
-        g = self.config.generation
-        n = g.n_fine_codebooks
-        return self.pipeline.decode(code_ids(fine, "fine", g.codebook_size, n, n))
-
-    def load_voice(self, voice: VoiceLike) -> Voice | None:
-        """The voice that a name, path, dictionary or `Voice` stands for, checked; None stays None.
-
-        Raises:
-            VoiceError: an unknown name, or a voice that this model cannot use.
-            FileNotFoundError: no such file.
-        """
-        found = self.voices.resolve(voice)
-        return None if found is None else found.check(self.config.generation)
+        rows = [self._row(text, voice, checked)]
+        return self.pipeline.speak(rows, checked, on_step)[0]
 
     @overload
     def model(self, stage: Literal["semantic", "coarse"]) -> GPT: ...
@@ -309,16 +191,14 @@ class Bark:
         Raises:
             ValueError: an unknown stage.
         """
-        if stage not in STAGES:
-            raise ValueError(f"unknown stage {stage!r}; expected one of {', '.join(STAGES)}")
         with self.pipeline.on_device(stage) as module:
             loaded: nn.Module = module
         return loaded
 
     def describe(self, stage: str | None = None) -> str:
         """Where and how this Bark runs or, if one is named, which fast paths a stage has."""
-        choice = self.pipeline.choice
-        return fast.describe(self.model(stage), choice) if stage else str(choice)
+        how = self.pipeline.choice
+        return fast.describe(self.model(stage), how) if stage else str(how)
 
     def save(self, directory: str | os.PathLike[str], voices: Sequence[str] | None = None) -> None:
         """Write everything as one directory in our layout, whole or not at all.
@@ -334,16 +214,3 @@ class Bark:
         for stage in self.pipeline.built if self.precision == "float32" else ():
             states[stage] = self.pipeline.module(stage).state_dict()
         save_checkpoint(dataclasses.replace(checkpoint, states=states), directory, voices)
-
-    def _row(self, text: str | TokensLike, voice: VoiceLike, options: Options) -> Row:
-        if isinstance(text, str):
-            text = readable_ids(text, self.tokenizer, options.normalize or self.normalize)
-        n_ids = self.config.semantic.input_vocab_size - self.config.generation.text_encoding_offset
-        ids = token_ids(text, "text", 1, n_ids)
-        if not len(ids):
-            raise ValueError("text holds no ids; give at least one")
-        return Row(ids, self.load_voice(voice), self._stream(options))
-
-    def _stream(self, options: Options) -> torch.Generator | None:
-        seed = options.seed
-        return torch.Generator(self.device).manual_seed(seed) if isinstance(seed, int) else seed

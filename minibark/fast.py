@@ -6,6 +6,7 @@ Tokens are the plain model's, up to the rounding of sums and what a precision le
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -152,6 +153,9 @@ def passes(model: FineGPT, choice: Choice) -> Passes:
     return GraphFine(model, backend=choice.backend)
 
 
+_SETTING = threading.RLock()
+
+
 @contextlib.contextmanager
 def running(device: torch.device) -> Iterator[None]:
     """How torch is set while a stage runs, whatever the caller has set around it."""
@@ -161,6 +165,7 @@ def running(device: torch.device) -> Iterator[None]:
         if torch.get_default_device().type != "cpu":
             settings.enter_context(torch.device("cpu"))
         if device.type == "cuda":
+            settings.enter_context(_SETTING)  # the two below are the process's, not the thread's
             # cuDNN would first plan its attention for every length, and round sums to TF32.
             kinds = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
             settings.enter_context(sdpa_kernel(kinds))

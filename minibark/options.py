@@ -174,6 +174,12 @@ class Options:
                 raise ValueError(f"unknown option {brief(name)}{hint}")
         return cls(**document)
 
+    def generator(self, device: torch.device) -> torch.Generator | None:
+        """The random stream that the seed stands for."""
+        if isinstance(self.seed, int):
+            return torch.Generator(device).manual_seed(self.seed)
+        return self.seed
+
     @property
     def text_sampling(self) -> Sampling:
         """How the text stage chooses."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from . import fast
 from .checkpoint.tensors import State
 from .coarse import generate_coarse
-from .config import BarkConfig, GenerationConfig
+from .config import STAGES, BarkConfig, GenerationConfig
 from .decoding import Decoder
 from .files import warn
 from .fine import generate_fine
@@ -49,7 +50,7 @@ class Row:
 
 
 class Pipeline:
-    """The stages of one checkpoint, each built when it is first used.
+    """The stages of one checkpoint, each built when it is first used, by any number of threads.
 
     Attributes:
         config: shapes and constants.
@@ -78,6 +79,10 @@ class Pipeline:
         self._modules: dict[str, nn.Module] = {}
         self._decoders: dict[str, Decoder] = {}
         self._passes: fast.Passes | None = None
+        self._building = threading.RLock()
+        # Where weights are moved or steps recorded there is one user at a time, else any number.
+        one_user = offload or choice.records
+        self._alone = threading.RLock() if one_user else contextlib.nullcontext()
 
     def speak(
         self, rows: Sequence[Row], options: Options, on_step: OnStep | None = None
@@ -176,17 +181,23 @@ class Pipeline:
             return audio
 
     def module(self, stage: str) -> nn.Module:
-        """A stage's module, built if need be, where it is."""
-        if stage not in self._modules:
-            module = fast.build(stage, self.config, self._states[stage], self.choice)
-            self._modules[stage] = module
-            self._states.pop(stage, None)  # and with the last of them a mapped file
-        return self._modules[stage]
+        """A stage's module, built if need be, where it is; others wait while it is built."""
+        if stage not in STAGES:
+            raise ValueError(f"unknown stage {stage!r}; expected one of {', '.join(STAGES)}")
+        with self._building:
+            if stage not in self._modules:
+                module = fast.build(stage, self.config, self._states[stage], self.choice)
+                if not self.offload:
+                    module.to(self.choice.device)  # never again: others may be running it by then
+                self._modules[stage] = module
+                self._states.pop(stage, None)  # and with the last of them a mapped file
+            return self._modules[stage]
 
     def unload(self, stage: str) -> None:
         """Free a stage's module and what has been recorded with it; it is built again if used."""
-        self._modules.pop(stage, None)
-        self._forget_recordings(stage)
+        with self._alone, self._building:
+            self._modules.pop(stage, None)
+            self._forget_recordings(stage)
 
     @property
     def built(self) -> list[str]:
@@ -196,9 +207,10 @@ class Pipeline:
     @contextlib.contextmanager
     def on_device(self, stage: str) -> Iterator[Any]:
         """A stage's module, on the device while the block runs."""
-        with fast.running(self.choice.device):
+        with fast.running(self.choice.device), self._alone:
             module = self.module(stage)
-            module.to(self.choice.device)
+            if self.offload:
+                module.to(self.choice.device)
             try:
                 yield module
             finally:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ History = dict[str, Array] | str | os.PathLike[str] | None
 _STAGES = {"text": "semantic", "coarse": "coarse", "fine": "fine", "codec": "codec"}
 _FILES = {"semantic": "text", "coarse": "coarse", "fine": "fine"}
 _bark: Bark | None = None
+_opening = threading.RLock()
 _small: dict[str, bool] = {}  # whether a transformer is the small one, if it was loaded here
 
 
@@ -83,11 +85,12 @@ def preload_models(
     Raises:
         FileNotFoundError: not cached and no network.
     """
-    if _bark is not None and not force_reload:
-        return
     gpu = text_use_gpu and coarse_use_gpu and fine_use_gpu and codec_use_gpu
     small = {"semantic": text_use_small, "coarse": coarse_use_small, "fine": fine_use_small}
-    _open(small, gpu)
+    with _opening:
+        if _bark is not None and not force_reload:
+            return
+        _open(small, gpu)
     for stage in STAGES:
         _loaded().model(stage)
 
@@ -107,17 +110,19 @@ def load_model(
     if model_type not in ("text", "coarse", "fine"):
         raise ValueError(f"model_type must be text, coarse or fine, got {model_type!r}")
     stage = _STAGES[model_type]
-    is_other = stage in _small and _small[stage] != (use_small or _is_set("SUNO_USE_SMALL_MODELS"))
-    if _bark is None or force_reload or is_other:
-        _open(_small | {stage: use_small}, use_gpu)
+    wanted = use_small or _is_set("SUNO_USE_SMALL_MODELS")
+    with _opening:
+        if _bark is None or force_reload or _small.get(stage, wanted) != wanted:
+            _open(_small | {stage: use_small}, use_gpu)
     model = _loaded().model(stage)
     return {"model": model, "tokenizer": _loaded().tokenizer} if stage == "semantic" else model
 
 
 def load_codec_model(use_gpu: bool = True, force_reload: bool = False) -> Any:
     """The codec's module; `use_gpu` counts where nothing else has been loaded."""
-    if _bark is None or force_reload:
-        _open(_small, use_gpu)
+    with _opening:
+        if _bark is None or force_reload:
+            _open(_small, use_gpu)
     return _loaded().model("codec")
 
 
@@ -260,10 +265,11 @@ def save_as_prompt(filepath: str | os.PathLike[str], full_generation: dict[str, 
 
 
 def _loaded() -> Bark:
-    if _bark is None:
-        _open(_small, gpu=True)
-    assert _bark is not None
-    return _bark
+    with _opening:
+        if _bark is None:
+            _open(_small, gpu=True)
+        assert _bark is not None
+        return _bark
 
 
 def _open(small: dict[str, bool], gpu: bool) -> None:

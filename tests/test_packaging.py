@@ -171,7 +171,7 @@ def test_tiny_is_inside_and_a_folder_of_that_name_is_not_it(form, checkout, buil
         ["info", "./tiny"],
     )
     assert info[0] == 0 and "voices 1" in info[1], info
-    assert voices == [0, "me\n"]
+    assert (voices[0], voices[1].split()[0]) == (0, "me")
     assert said == converted == [0, ""]
     assert (cwd / "out.wav").stat().st_size > 44
     assert mixed[0] == 0 and mixed[1].count("int8") == 2, mixed

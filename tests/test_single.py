@@ -1,4 +1,4 @@
-"""One stage from elsewhere: a fine-tune's folder, a model that transformers saved, facebook's file."""
+"""One stage from elsewhere: a fine-tune, what transformers saved, a file of facebook's."""
 
 import json
 import shutil
@@ -119,7 +119,7 @@ def test_a_fine_tune_that_is_none_is_named(change, words, suno, tmp_path):
 def test_weights_without_arguments_are_named(suno, tmp_path):
     place = fine_tune("coarse", tmp_path / "out")
     (place / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="no config.json with them lies beside it"):
+    with pytest.raises(CheckpointError, match="with them lies beside it"):
         open_checkpoint(suno, stages={"coarse": place / "pytorch_model.bin"})
 
 

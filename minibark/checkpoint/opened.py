@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..config import STAGES, BarkConfig
+from ..config import BarkConfig
 from ..tokenizer import Tokenizer
 from .hub import RANDOM
 from .rows import SCALE, floats_state
@@ -51,7 +51,8 @@ class Reopening(dict[str, State]):
     """A checkpoint's states by stage; one that has been let go is read again when asked for."""
 
     def __init__(self, checkpoint: Checkpoint, reopen: Callable[[], Checkpoint]) -> None:
-        super().__init__(checkpoint.states)
+        is_made = isinstance(checkpoint.states, RandomStates)
+        super().__init__({} if is_made else checkpoint.states)
         self.reopen = reopen
 
     def __missing__(self, stage: str) -> State:
@@ -62,6 +63,4 @@ def random_checkpoint(
     config: BarkConfig, tokenizer: Tokenizer, voices: Voices, seed: int = 0
 ) -> Checkpoint:
     """A checkpoint with random weights, decided by the seed."""
-    random = RandomStates(config, seed)
-    states = {stage: random[stage] for stage in STAGES}
-    return Checkpoint(RANDOM, config, states, tokenizer, voices)
+    return Checkpoint(RANDOM, config, RandomStates(config, seed), tokenizer, voices)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..codec import CodecDecoder
-from ..config import BarkConfig, CheckpointError
+from ..config import STAGES, BarkConfig, CheckpointError
 from ..model import GPT, FineGPT
 from .rows import SCALE
 from .tensors import State
@@ -22,15 +23,24 @@ def new_module(stage: str, config: BarkConfig) -> nn.Module:
     return _module(stage, getattr(config, stage))
 
 
-class RandomStates(dict[str, State]):
+# The initialisers draw from torch's own stream, which all threads share.
+_DRAWING = threading.Lock()
+
+
+class RandomStates(Mapping[str, State]):
     """Random weights by stage, decided by the seed, made when they are asked for and not kept."""
 
     def __init__(self, config: BarkConfig, seed: int = 0) -> None:
-        super().__init__()
         self.config, self.seed = config, seed
 
-    def __missing__(self, stage: str) -> State:
-        with torch.random.fork_rng(devices=[]):
+    def __iter__(self) -> Iterator[str]:
+        return iter(STAGES)
+
+    def __len__(self) -> int:
+        return len(STAGES)
+
+    def __getitem__(self, stage: str) -> State:
+        with _DRAWING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return new_module(stage, self.config).state_dict()
 

@@ -78,7 +78,7 @@ class Voices:
         for path in sorted(base.rglob("*.[nN][pP][zZ]")):
             name = path.relative_to(base)
             files[name.with_suffix("").as_posix()] = {"": name.as_posix()}
-        return cls(files, lambda name: base / name)
+        return cls(files, base.joinpath)
 
     @classmethod
     def from_index(

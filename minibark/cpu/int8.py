@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 
@@ -92,9 +93,7 @@ def multiply_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 def _to_bytes(x: Tensor, scale: float, zero: int, dtype: torch.dtype) -> Tensor:
     """A contiguous x / scale + zero, rounded, in the bytes of torch.quint8 or torch.qint8."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces, once, the end of quantized tensors
-        quantized = torch.quantize_per_tensor(x, scale, zero, dtype)
+    quantized = torch.quantize_per_tensor(x, scale, zero, dtype)
     # Its bytes as they lie there: torch's casts and `int_repr` take five times as long.
     storage = quantized.untyped_storage()
     plain = torch.uint8 if dtype == torch.quint8 else torch.int8
@@ -115,8 +114,22 @@ class Int8Embedding(nn.Module):
 
 
 def _pack_int8(weight: Tensor, scale: Tensor, bias: Tensor | None) -> object:
+    _hear_announcement()
+    zero = torch.zeros(len(scale), dtype=torch.int64)
+    tensor = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero, 0)
+    return torch.ops.quantized.linear_prepack(tensor, bias)
+
+
+@functools.cache
+def _hear_announcement() -> None:
+    """Let torch announce the end of quantized tensors, which it does once, to nobody.
+
+    Here, while a stage is built, and not at every product: filters of warnings are the process's,
+    and two threads that set and restore them can leave them set.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces the end of quantized tensors
-        zero = torch.zeros(len(scale), dtype=torch.int64)
-        tensor = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero, 0)
-        return torch.ops.quantized.linear_prepack(tensor, bias)
+        warnings.simplefilter("ignore")
+        one = torch.ones(1, 1)
+        torch.quantize_per_tensor(one, 1.0, 0, torch.qint8)
+        zero = torch.zeros(1, dtype=torch.int64)
+        torch._make_per_channel_quantized_tensor(one.char(), one[0].double(), zero, 0)
