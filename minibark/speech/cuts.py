@@ -63,16 +63,18 @@ def marks(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _MARK.finditer(text)]
 
 
-def allowed(text: str, ends: Iterable[int], whole: list[tuple[int, int]]) -> list[int]:
+def allowed(
+    text: str, ends: Iterable[int], whole: list[tuple[int, int]], loose: bool = False
+) -> list[int]:
     """Those of the rising positions where a piece may end.
 
-    None is inside one of the spans that stay whole or a grapheme cluster, in front of a mark that
-    belongs to what precedes it, or behind one that opens what follows.
+    None is inside one of the spans that stay whole or a grapheme cluster or, if not loose, in front
+    of a mark that belongs to what precedes it or behind one that opens what follows.
     """
     starts = [start for start, _ in whole]
     found = []
     for end in ends:
-        if not 0 < end < len(text) or text[end] in _ENDS_PIECE or joins(text, end):
+        if not 0 < end < len(text) or text[end].isspace() or joins(text, end):
             continue
         span = bisect_right(starts, end - 1) - 1
         if span >= 0 and end < whole[span][1]:
@@ -80,7 +82,7 @@ def allowed(text: str, ends: Iterable[int], whole: list[tuple[int, int]]) -> lis
         last = end - 1
         while last > 0 and text[last].isspace():
             last -= 1
-        if not _opens(text, last):
+        if loose or not (text[end] in _ENDS_PIECE or _opens(text, last)):
             found.append(end)
     return found
 
@@ -150,7 +152,8 @@ def word_ends(text: str, words: re.Pattern[str]) -> list[int]:
     return [
         end
         for end in sorted(ends)
-        if end == len(text) or not ("一" <= text[end - 1] <= "鿿" and "ぁ" <= text[end] <= "ゟ")
+        if end == len(text)
+        or not ("\u4e00" <= text[end - 1] <= "\u9fff" and "\u3041" <= text[end] <= "\u309f")
     ]
 
 
@@ -165,7 +168,7 @@ def joins(text: str, index: int) -> bool:
     before, after = text[index - 1], text[index]
     if after < "\u0300":
         return False
-    if after in "\u200c\u200d\uff9e\uff9f" or unicodedata.category(after)[0] == "M":
+    if after in "\u0e33\u0eb3\u200c\u200d\uff9e\uff9f" or unicodedata.category(after)[0] == "M":
         return before > "\x1f" and not "\x7f" <= before <= "\x9f" and before not in "\u2028\u2029"
     if before == "\u200d" or "\U0001f3fb" <= after <= "\U0001f3ff":
         return True
@@ -190,6 +193,6 @@ def _hangul(character: str) -> str:
         return "V"
     if "\u11a8" <= character <= "\u11ff" or "\ud7cb" <= character <= "\ud7fb":
         return "T"
-    if "가" <= character <= "힣":
+    if "\uac00" <= character <= "\ud7a3":
         return "U" if (ord(character) - 0xAC00) % 28 else "S"
     return ""

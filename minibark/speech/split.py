@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from ..tokenizer import MAX_WORD_CHARS, Tokenizer
@@ -39,8 +40,8 @@ _STRETCH = 1.6  # a piece is at most this many times its goal: 11.7 s
 
 _PAUSE = re.compile(r"(\[\s*pause\b[^\[\]]*\]?)", re.IGNORECASE)
 _SECONDS = re.compile(r"\[\s*pause\s*[:：\s]\s*([0-9]{1,9}(?:\.[0-9]*)?)\s*(ms|s)\s*\]", re.I)
-_THREE = re.compile("[0-9㐀-䶿一-鿿豈-﫿\U00020000-\U0003ffff]")
-_TWO = re.compile("[ぁ-ヿ가-힣]")
+_THREE = re.compile("[0-9\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_TWO = re.compile("[\u3041-\u30ff\uac00-\ud7a3]")
 _PARAGRAPH = re.compile(r"(?:\n[^\S\n]*\n|\u2029)\s*")
 _LINE = re.compile(r"[\n\v\f\r\x85\u2028]")
 _STOPPED = re.compile(r"[^\w\s]\s*$")
@@ -99,7 +100,7 @@ def split(
     before_s, parts = _at_pauses(text)
     pieces: list[Piece] = []
     for part, silence_s in parts:
-        texts = [" ".join(raw.split()) for raw in splitter.pieces(part)]
+        texts = [" ".join(raw.split()) for raw in splitter.pieces(part.strip())]
         for index, one in enumerate(texts):
             n_tokens, expected_s = len(tokenizer.encode(one)), spoken_length(one) / CHARACTERS_PER_S
             first_s = 0.0 if pieces else before_s
@@ -164,6 +165,7 @@ class _Atom(NamedTuple):
 
     text: str
     length: int
+    gap: int  # 1 for white space behind it
     n_tokens: int
     cost: float
     says: bool
@@ -171,9 +173,9 @@ class _Atom(NamedTuple):
 
 _MUST = -1e6
 _HEADING, _PARAGRAPH_END, _LINE_END, _SENTENCE = -1.4, -0.8, -0.2, 0.0
-_INNER_SENTENCE, _CLAUSE, _SPACE, _WORD = 0.3, 0.6, 2.0, 3.0
+_INNER_SENTENCE, _CLAUSE, _SPACE, _WORD, _ANYWHERE = 0.15, 0.3, 0.8, 1.2, 2.0
 _SAYS_NOTHING = 10.0
-_N_LEVELS = 4
+_N_LEVELS = 5
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,8 @@ class _Splitter:
             yield from self._characters(text, cost)
             return
         inner, ends = self._ends(text, level)
-        parts = slices(text, allowed(text, ends, self._whole(text)))
+        is_loose = level == _N_LEVELS - 1
+        parts = slices(text, allowed(text, ends, self._whole(text), is_loose))
         if inner >= _SPACE:
             parts = self._grouped(parts)
         for part in parts[:-1]:
@@ -239,9 +242,10 @@ class _Splitter:
             return _INNER_SENTENCE, sentence_ends(text, self.language, enclosed=True)
         if level == 1:
             return _CLAUSE, clause_ends(text)
-        return (
-            (_SPACE, spaces(text)) if level == 2 else (_WORD, word_ends(text, self.tokenizer.words))
-        )
+        if level == 2:
+            return _SPACE, spaces(text)
+        words = word_ends(text, self.tokenizer.words)
+        return (_WORD, words) if level == 3 else (_ANYWHERE, sorted({*words, *spaces(text)}))
 
     def _grouped(self, parts: list[str]) -> list[str]:
         """Short parts together, so that there are fewer to pack; each group fits."""
@@ -259,42 +263,40 @@ class _Splitter:
 
     def _characters(self, text: str, cost: float) -> Iterator[_Atom]:
         """Equal parts of a word, each as good as a piece; no grapheme cluster is cut if it fits."""
-        for bounds in (
-            [i for i in range(len(text)) if not joins(text, i)] + [len(text)],
-            range(len(text) + 1),
-        ):
-            n_clusters = len(bounds) - 1
-            n_parts = min(2, n_clusters)
+        starts = [i for i, character in enumerate(text) if i == 0 or not character.isspace()]
+        for bounds in ([i for i in starts if not joins(text, i)], starts):
+            n_clusters = len(bounds)
+            n_parts = max(len(text) // MAX_WORD_CHARS, spoken_length(text) // self.longest) + 1
             while True:
-                ends = [bounds[k * n_clusters // n_parts] for k in range(1, n_parts)]
-                parts = slices(text, ends)
+                n_parts = min(n_parts, n_clusters)
+                parts = slices(text, [bounds[k * n_clusters // n_parts] for k in range(n_parts)])
                 if n_parts == n_clusters or all(map(self._fits, parts)):
                     break
-                n_parts = min(2 * n_parts, n_clusters)
+                n_parts += n_parts // 4 + 1
             if all(map(self._can_be_read, parts)):
                 break
-        for part in parts:
-            yield self._atom(part, cost if part is parts[-1] else _MUST)
+        yield from (self._atom(part, _MUST) for part in parts[:-1])
+        yield self._atom(parts[-1], cost)
 
     def _atom(self, text: str, cost: float) -> _Atom:
         n_tokens = len(self.tokenizer.encode(text))
-        return _Atom(text, spoken_length(text), n_tokens, cost, _says(text))
+        gap = int(text[-1].isspace())
+        return _Atom(text, spoken_length(text), gap, n_tokens, cost, _says(text))
 
     def _pack(self, atoms: list[_Atom]) -> list[str]:
         """The cheapest way to cut between atoms: lengths near the goal, at good places."""
         best, starts = [0.0], [0]
+        musts = [self._must_end(*pair) for pair in pairwise(atoms)]
         for end in range(1, len(atoms) + 1):
             cheapest, first = float("inf"), end - 1
-            length = n_tokens = 0
-            says = False
+            length, n_tokens, says = -atoms[end - 1].gap, 0, False
             for start in range(end - 1, -1, -1):
                 atom = atoms[start]
-                length += atom.length
+                length += atom.length + atom.gap
                 n_tokens += atom.n_tokens
                 says = says or atom.says
-                is_more = start < end - 1
                 too_long = length > self.longest or n_tokens > self.limit
-                if is_more and (too_long or self._must_end(atom, atoms[start + 1])):
+                if start < end - 1 and (too_long or musts[start]):
                     break
                 cost = best[start] + (length / self.goal - 1) ** 2 + _SAYS_NOTHING * (not says)
                 if cost < cheapest:
@@ -312,5 +314,5 @@ class _Splitter:
         """Whether two atoms are of one word, which would be read otherwise than in parts."""
         if atom.cost == _MUST:
             return True
-        pair = atom.text[-1] + following.text[0]
-        return " " not in pair and bool(self.tokenizer.words.fullmatch(pair))
+        last, first = atom.text[-1], following.text[0]
+        return not last.isspace() and bool(self.tokenizer.words.fullmatch(last + first))
