@@ -6,7 +6,8 @@
 Bark speaks for 15 seconds at most and forgets what it said before, so both a piece that is too long
 and many short ones are bad. How long a text takes to say is measured in characters of Latin script,
 of which an ideograph takes the time of three, and a kana or a Hangul syllable that of two: for the
-same sentence in Bark's 13 languages that differs by a third, and the number of tokens by a half.
+same sentence in Bark's 13 languages that differs by a third, and the number of tokens by a factor
+of two.
 """
 
 from __future__ import annotations
