@@ -52,6 +52,7 @@ def test_text_may_begin_on_the_next_line():
         "“Well”: a word",
         "The man whom she had met: Tom",
         "Ratio 3:4",
+        "A" * 61 + ": no name",
         ": so",
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minibark.checkpoint.layouts import open_checkpoint
-from minibark.speech.cuts import joins
+from minibark.speech.cuts import allowed, joins, slices, spaces
 from minibark.speech.split import MissingExtraError, Piece, sentences, split, spoken_length
 from minibark.tokenizer import Tokenizer
 
@@ -130,6 +130,25 @@ def test_sentences_are_those_of_sentencex(language):
     found = sentences(text, language)
     assert "".join(found) == text and len(found) >= 5
     assert found == sentencex.segment(language, text)
+
+
+def test_a_long_line_has_the_sentences_of_sentencex():
+    text = " ".join("Well, " * n + PARAGRAPHS["en"] for n in range(12))
+    assert len(text) > 4_000
+    assert sentences(text) == sentencex.segment("en", text)
+
+
+def test_a_mark_that_opens_goes_with_what_it_opens():
+    text = '"One is here. Two is here. Three," he said. "Four."'
+    assert sentencex.segment("en", text)[-2:] == ['Three," he said. "', 'Four."']
+    assert sentences(text)[-2:] == ['Three," he said. ', '"Four."']
+
+
+def test_spaces_in_front_of_closing_and_behind_opening_marks_are_no_place_to_cut():
+    text = "Ça va ? « Oui » , dit-elle … e \u0301 ( bon )"
+    assert slices(text, allowed(text, spaces(text), [])) == [
+        *("Ça ", "va ? ", "« Oui ", "» , ", "dit-elle … ", "e \u0301 ", "( bon )")
+    ]
 
 
 @pytest.mark.parametrize("language", PARAGRAPHS)
@@ -342,6 +361,23 @@ def test_a_word_that_is_too_long_is_cut_between_grapheme_clusters(unit):
         assert inner == unit * (len(inner) // len(unit))
 
 
+def test_parts_of_a_word_that_the_tokenizer_cannot_read_are_not_joined_again():
+    pieces = split("x" * 150, TOKENIZER, goal=400)
+    check("x" * 150, pieces, 400, 256)
+    assert [len(text) for text in texts(pieces)] == [75, 75]
+    # A stop that Unicode had not yet when the tokenizer's table was made.
+    text = "x" * 60 + "\u2e53" + "x" * 60
+    assert [len(part) for part in texts(split(text, TOKENIZER, goal=400))] == [61, 60]
+
+
+def test_marks_without_spaces_stay_beside_what_they_enclose():
+    text = "（山山山）海「川川川」" * 9
+    pieces = split(text, TOKENIZER, goal=12, language="zh")
+    check(text, pieces, 12, 256)
+    assert len(pieces) > 9
+    assert not [piece for piece in texts(pieces) if piece[0] in "）」" or piece[-1] in "（「"]
+
+
 def test_a_cluster_that_is_too_long_is_cut_too():
     text = "a" + "\u0301" * 250
     check(text, split(text, TOKENIZER), 110, 256)
@@ -427,9 +463,10 @@ def test_what_is_no_text_is_refused():
         split(b"Hello.", TOKENIZER)
 
 
-def test_one_piece_needs_no_extra_and_more_name_it(monkeypatch):
-    short = "Heading\n\nOne sentence. And [laughs] another!"
+def test_a_short_text_needs_no_extra_and_a_long_one_names_it(monkeypatch):
+    short = "A Heading\n\nThe sea was still when they came home. They slept [sighs] until noon!"
     expected = split(short, TOKENIZER)
+    assert texts(expected) == short.split("\n\n")
     monkeypatch.setitem(sys.modules, "sentencex", None)
     assert split(short, TOKENIZER) == expected
     with pytest.raises(MissingExtraError, match=r"sentencex; pip install 'minibark\[long\]'$"):
