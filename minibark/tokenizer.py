@@ -18,7 +18,7 @@ from .files import replacing
 
 _UNKNOWN = "[UNK]"
 _SPECIALS = ("[PAD]", _UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
-_MAX_WORD_CHARS = 100
+MAX_WORD_CHARS = 100
 
 # Hexadecimal code points, frozen at the Unicode 8.0 of the reference: unicodedata is newer and
 # differs between Python versions, so it would give other ids. The reference also skips 2B820-2B91F.
@@ -59,6 +59,9 @@ class Tokenizer:
     Args:
         vocab: the pieces in id order; a piece that starts with ## continues a word.
 
+    Attributes:
+        words: matches a word, where white space is all single spaces.
+
     Raises:
         ValueError: the vocabulary is empty, lacks [UNK], or has a blank or repeated piece.
 
@@ -81,7 +84,7 @@ class Tokenizer:
         alone = _characters(f"{_PUNCTUATION} {_CJK}")
         self._special = re.compile(f"({specials})")
         self._dropped = re.compile(f"[{_characters(_DROPPED)}]+")
-        self._word = re.compile(f"[{alone}]|[^ {alone}]+")
+        self.words = re.compile(f"[{alone}]|[^ {alone}]+")
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -141,7 +144,7 @@ class Tokenizer:
         text = re.sub(r"\s+", " ", text).strip()
         for index, part in enumerate(self._special.split(text)):
             is_special = index % 2 == 1
-            words = [part] if is_special else self._word.findall(self._dropped.sub("", part))
+            words = [part] if is_special else self.words.findall(self._dropped.sub("", part))
             for word in words:
                 yield word, self._encode_word(word)
 
@@ -168,7 +171,7 @@ class Tokenizer:
 
     def _encode_word(self, word: str) -> list[int]:
         """The longest piece that starts the word, then the longest ## piece, and so on."""
-        if len(word) > _MAX_WORD_CHARS:
+        if len(word) > MAX_WORD_CHARS:
             return [self._ids[_UNKNOWN]]
         ids: list[int] = []
         start = 0

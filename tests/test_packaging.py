@@ -204,7 +204,7 @@ def test_import_does_nothing_beyond_importing():
         "after = (torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32,"
         " torch.get_default_dtype(), torch.random.initial_seed(), dict(os.environ))\n"
         "assert before == after\n"
-        "heavy = {'huggingface_hub', 'soundfile', 'triton', 'transformers', 'tqdm'}\n"
+        "heavy = {'huggingface_hub', 'soundfile', 'triton', 'transformers', 'tqdm', 'sentencex'}\n"
         "loaded = heavy & (set(sys.modules) - torch_modules)\n"
         "assert not loaded, loaded\n"
     )

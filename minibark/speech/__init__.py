@@ -1,0 +1,1 @@
+"""Above one utterance: long texts in pieces, and dialogs."""
