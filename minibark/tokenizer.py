@@ -60,7 +60,7 @@ class Tokenizer:
         vocab: the pieces in id order; a piece that starts with ## continues a word.
 
     Attributes:
-        words: matches a word, where white space is all single spaces.
+        word_pattern: matches a word, where white space is all single spaces.
 
     Raises:
         ValueError: the vocabulary is empty, lacks [UNK], or has a blank or repeated piece.
@@ -84,7 +84,7 @@ class Tokenizer:
         alone = _characters(f"{_PUNCTUATION} {_CJK}")
         self._special = re.compile(f"({specials})")
         self._dropped = re.compile(f"[{_characters(_DROPPED)}]+")
-        self.words = re.compile(f"[{alone}]|[^ {alone}]+")
+        self.word_pattern = re.compile(f"[{alone}]|[^ {alone}]+")
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -144,7 +144,7 @@ class Tokenizer:
         text = re.sub(r"\s+", " ", text).strip()
         for index, part in enumerate(self._special.split(text)):
             is_special = index % 2 == 1
-            words = [part] if is_special else self.words.findall(self._dropped.sub("", part))
+            words = [part] if is_special else self.word_pattern.findall(self._dropped.sub("", part))
             for word in words:
                 yield word, self._encode_word(word)
 

@@ -116,7 +116,7 @@ def check(text: str, pieces: list[Piece], goal: int, limit: int) -> None:
         assert piece.text == " ".join(piece.text.split()) != ""
         ids = TOKENIZER.encode(piece.text)
         assert len(ids) == piece.n_tokens <= limit
-        assert all(len(word) <= 100 for word in TOKENIZER.words.findall(piece.text))
+        assert all(len(word) <= 100 for word in TOKENIZER.word_pattern.findall(piece.text))
         assert piece.expected_s == spoken_length(piece.text) / 15
         # A piece of one grapheme cluster may be longer than a tiny goal.
         rest = range(1, len(piece.text))

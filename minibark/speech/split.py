@@ -208,7 +208,7 @@ class _Splitter:
 
     def _can_be_read(self, text: str) -> bool:
         text = " ".join(text.split())
-        words = self.tokenizer.words.findall(text) if len(text) > MAX_WORD_CHARS else ()
+        words = self.tokenizer.word_pattern.findall(text) if len(text) > MAX_WORD_CHARS else ()
         is_read = all(len(word) <= MAX_WORD_CHARS for word in words)
         return is_read and len(self.tokenizer.encode(text)) <= self.limit
 
@@ -245,7 +245,7 @@ class _Splitter:
             return _CLAUSE, clause_ends(text)
         if level == 2:
             return _SPACE, spaces(text)
-        words = word_ends(text, self.tokenizer.words)
+        words = word_ends(text, self.tokenizer.word_pattern)
         return (_WORD, words) if level == 3 else (_ANYWHERE, sorted({*words, *spaces(text)}))
 
     def _grouped(self, parts: list[str]) -> list[str]:
@@ -316,4 +316,4 @@ class _Splitter:
         if atom.cost == _MUST:
             return True
         last, first = atom.text[-1], following.text[0]
-        return not last.isspace() and bool(self.tokenizer.words.fullmatch(last + first))
+        return not last.isspace() and bool(self.tokenizer.word_pattern.fullmatch(last + first))
