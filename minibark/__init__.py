@@ -14,6 +14,9 @@ from .config import (
 )
 from .options import Options
 from .precision import BackendError
+from .speech.dialog import DialogError
+from .speech.plan import LongOptions
+from .speech.split import MissingExtraError
 from .tokenizer import Tokenizer
 from .voice import Voice, VoiceError
 
@@ -27,9 +30,12 @@ __all__ = [
     "BarkConfig",
     "CheckpointError",
     "CodecConfig",
+    "DialogError",
     "FineGPTConfig",
     "GPTConfig",
     "GenerationConfig",
+    "LongOptions",
+    "MissingExtraError",
     "Options",
     "Tokenizer",
     "Voice",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -66,7 +68,7 @@ def encode_audio(
         raise ValueError(f"sample_rate must be in [1, {_MAX_SAMPLE_RATE}] Hz, got {sample_rate}")
     if suffix not in (".wav", ".ogg") and not len(samples):
         raise ValueError(f"there is no audio, and nothing opens a {suffix} without any; use .wav")
-    pcm = np.rint(np.clip(samples, -1, 1).astype(np.float64) * 32767).astype(np.int16)
+    pcm = _pcm(samples)
     buffer = io.BytesIO()
     try:
         with soundfile.SoundFile(
@@ -79,6 +81,65 @@ def encode_audio(
             f"{suffix} at {sample_rate} Hz cannot be written here ({error}); use .wav"
         ) from error
     return buffer.getvalue()
+
+
+class AudioStream:
+    """16-bit sound, written to a file or pipe as it comes: a WAV, or only its samples.
+
+    A WAV's header says how long it is. Where the file can be gone back in, that is put right at
+    the end; elsewhere it stays the largest number, which players take for "until it ends".
+    """
+
+    def __init__(self, file: BinaryIO, sample_rate: int = 24_000, raw: bool = False) -> None:
+        """`raw` leaves the header out; samples are little-endian."""
+        self._file, self._raw, self._n_bytes = file, raw, 0
+        self._start: int | None = None
+        if not raw:
+            with contextlib.suppress(OSError, ValueError):
+                if file.seekable() and not _appends(file):
+                    self._start = file.tell()
+            file.write(_wav_header(sample_rate))
+
+    def write(self, audio: np.ndarray[Any, Any]) -> None:
+        """Write (N,) floats in [-1, 1], and let the reader have them."""
+        content = _pcm(audio).astype("<i2").tobytes()
+        self._file.write(content)
+        self._file.flush()
+        self._n_bytes += len(content)
+
+    def close(self) -> None:
+        """Put the header right, if that can be done; the file stays open."""
+        if self._start is not None:
+            end = self._file.tell()
+            for offset, n_bytes in ((4, self._n_bytes + 36), (40, self._n_bytes)):
+                self._file.seek(self._start + offset)
+                self._file.write(struct.pack("<I", min(n_bytes, 0xFFFFFFFF)))
+            self._file.seek(end)
+        self._file.flush()
+
+
+def _wav_header(sample_rate: int) -> bytes:
+    """The 44 bytes in front of 16-bit mono samples whose number is not known yet."""
+    form = (b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI", b"RIFF", 0xFFFFFFFF, b"WAVE", *form, b"data", 0xFFFFFFFF
+    )
+
+
+def _appends(file: BinaryIO) -> bool:
+    """Whether what is written goes to the end wherever one has gone back to."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    return bool(fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_APPEND)
+
+
+def _pcm(audio: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """Samples (N,) as 16-bit numbers; louder ones are clipped."""
+    loud = np.clip(audio, -1, 1).astype(np.float64)
+    samples: np.ndarray[Any, np.dtype[np.int16]] = np.rint(loud * 32767).astype(np.int16)
+    return samples
 
 
 def save_audio(

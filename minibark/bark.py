@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,8 +22,11 @@ from .checkpoint.voices import VoiceLike, Voices
 from .codec import CodecDecoder
 from .config import BarkConfig
 from .model import GPT, FineGPT
-from .options import GenerateOptions, Options, TokensLike
+from .options import GenerateOptions, Options, Seed, TokensLike
 from .pipeline import Audio, Pipeline
+from .speech.batch import asked_for, in_groups
+from .speech.plan import LongKeywords, sorted_out
+from .speech.reading import Reading
 from .stages import Stages
 from .tokenizer import Tokenizer
 from .voice import Voice
@@ -171,8 +175,84 @@ class Bark(Stages):
         knobs: dict[str, Any] = {**options}
         on_step = knobs.pop("on_step", None)
         checked = Options(**knobs)
-        rows = [self._row(text, voice, checked)]
-        return self.pipeline.speak(rows, checked, on_step)[0]
+        made = self.pipeline.speak([self._row(text, voice, checked)], checked, on_step)
+        self._warn_of_ends([voice.semantic for voice in made], checked)
+        return made[0]
+
+    def generate_batch(
+        self,
+        texts: Sequence[str | TokensLike],
+        voices: VoiceLike | Sequence[VoiceLike] = None,
+        seeds: Seed | Sequence[Seed] = None,
+        *,
+        n: int = 1,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Audio]:
+        """Audio of many texts at once; clip i is what `generate` gives for it alone.
+
+        Args:
+            texts: what to say, each as for `generate`.
+            voices: one for all, or one for each text.
+            seeds: one for each clip; a number is the first one's, and the next has the next number;
+                None is torch's own stream, from which clips are made one after the other.
+            n: clips of each text, which follow one another.
+            **options: as for `generate`; they hold for all.
+
+        Returns:
+            `len(texts) * n` arrays (N,) float32; errors are those of `generate`.
+        """
+        checked, _, on_step = sorted_out(options)
+        asked = asked_for(texts, voices, seeds, n, checked)
+        rows = [self._row(*one) for one in asked]
+        made = list(in_groups(self.pipeline, rows, checked, on_step))
+        self._warn_of_ends([voice.semantic for voice in made], checked)
+        return [self.pipeline.decode(voice.fine) for voice in made]
+
+    def generate_long(
+        self, text: str, voice: VoiceLike = None, **options: Unpack[LongKeywords]
+    ) -> Audio:
+        """Audio of a text of any length, said in pieces.
+
+        Args:
+            text: what to say; `[pause:1.5s]` is a silence.
+            voice: how to sound; None is as the first piece happens to.
+            **options: the fields of `Options` and `LongOptions`, and `on_step`.
+
+        Returns:
+            (N,) float32, as from `generate`. A warning tells of each piece that went wrong.
+
+        Raises:
+            MissingExtraError: a text of several pieces, without the package that finds sentences.
+            ValueError, VoiceError, FileNotFoundError: as from `generate`; or a bad pause.
+        """
+        checked, plan, on_step = sorted_out(options)
+        said = Reading(self, checked, plan).text(text, voice)
+        return np.concatenate(list(said.sound(on_step)))
+
+    def generate_dialog(
+        self, text: str, speakers: Mapping[str, VoiceLike], **options: Unpack[LongKeywords]
+    ) -> Audio:
+        """Audio of a dialog, lines `NAME: text`, each speaker in a voice of its own.
+
+        `speakers` has each name's voice. The rest is as for `generate_long`.
+
+        Raises:
+            DialogError: an unknown speaker, or nothing said; `speech.dialog` tells what is a name.
+        """
+        checked, plan, on_step = sorted_out(options)
+        said = Reading(self, checked, plan).dialog(text, speakers)
+        return np.concatenate(list(said.sound(on_step)))
+
+    def stream(
+        self, text: str, voice: VoiceLike = None, **options: Unpack[LongKeywords]
+    ) -> Iterator[Audio]:
+        """The audio of `generate_long` as it comes: an array (N,) float32 for each piece.
+
+        The first sentence is a piece of its own. What is checked is checked at once. When the
+        iterator is closed, nothing more is made. Arguments and errors are those of `generate_long`.
+        """
+        checked, plan, on_step = sorted_out(options)
+        return Reading(self, checked, plan).text(text, voice, first_short=True).sound(on_step, 1)
 
     @overload
     def model(self, stage: Literal["semantic", "coarse"]) -> GPT: ...

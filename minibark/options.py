@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as brief
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import numpy as np
 import torch
@@ -52,13 +52,16 @@ class Knob:
     bare: str = ""
 
 
-def _knob(*knob: Any, **more: Any) -> dict[str, Knob]:
+def knob_field(*knob: Any, **more: Any) -> dict[str, Knob]:
+    """The metadata of a field; arguments are those of `Knob`."""
     return {"knob": Knob(*knob, **more)}
 
 
 def _temperature(stage: str) -> dict[str, Knob]:
     must_be = "0 (greedy) or a positive number"
-    return _knob(float, must_be, lambda t: 0 <= t < math.inf, f"{stage} stage; 0 is greedy", "T")
+    return knob_field(
+        float, must_be, lambda t: 0 <= t < math.inf, f"{stage} stage; 0 is greedy", "T"
+    )
 
 
 def _positive(value: float) -> bool:
@@ -66,11 +69,37 @@ def _positive(value: float) -> bool:
 
 
 def _count(help: str) -> dict[str, Knob]:
-    return _knob(int, "a positive whole number", _positive, help, "N")
+    return knob_field(int, "a positive whole number", _positive, help, "N")
 
 
 @dataclass(frozen=True)
-class Options:
+class Knobs:
+    """Fields that are checked when they are given; each has a `Knob` as its metadata."""
+
+    def __post_init__(self) -> None:
+        for name, knob in knobs(type(self)):
+            object.__setattr__(self, name, _checked(name, knob, getattr(self, name)))
+
+    @classmethod
+    def from_dict(cls, document: object) -> Self:
+        """These from an untrusted document, such as parsed JSON.
+
+        Raises:
+            ValueError: not a mapping, an unknown name or a bad value; the text names it.
+        """
+        if not isinstance(document, Mapping):
+            raise ValueError(f"options must be an object, got {brief(document)}")
+        known = [name for name, _ in knobs(cls)]
+        for name in document:
+            if name not in known:
+                near = difflib.get_close_matches(str(name)[:80], known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+                raise ValueError(f"unknown option {brief(name)}{hint}")
+        return cls(**document)
+
+
+@dataclass(frozen=True)
+class Options(Knobs):
     """How to generate; None is off, or the model's own.
 
     Raises:
@@ -82,7 +111,7 @@ class Options:
     fine_temperature: float | None = field(default=0.5, metadata=_temperature("fine"))
     top_k: int | None = field(
         default=None,
-        metadata=_knob(
+        metadata=knob_field(
             int,
             "0 (off) or a positive whole number",
             lambda k: k >= 0,
@@ -92,7 +121,7 @@ class Options:
     )
     top_p: float | None = field(
         default=None,
-        metadata=_knob(
+        metadata=knob_field(
             float,
             "in (0, 1]",
             lambda p: 0 < p <= 1,
@@ -102,7 +131,7 @@ class Options:
     )
     min_eos_p: float | None = field(
         default=0.2,
-        metadata=_knob(
+        metadata=knob_field(
             float,
             "in [0, 1]",
             lambda p: 0 <= p <= 1,
@@ -112,13 +141,13 @@ class Options:
     )
     max_duration_s: float | None = field(
         default=None,
-        metadata=_knob(
+        metadata=knob_field(
             float, "positive", _positive, "stop after it (15.4)", "SECONDS", "--max-duration"
         ),
     )
     allow_early_stop: bool = field(
         default=True,
-        metadata=_knob(
+        metadata=knob_field(
             bool, "True or False", lambda _: True, "end where the model does, not at the limit"
         ),
     )
@@ -130,7 +159,7 @@ class Options:
     )
     seed: Seed = field(
         default=None,
-        metadata=_knob(
+        metadata=knob_field(
             int,
             "a whole number in [0, 2**63)",
             lambda n: 0 <= n < 2**63,
@@ -141,7 +170,7 @@ class Options:
 
     normalize: str | None = field(
         default=None,
-        metadata=_knob(
+        metadata=knob_field(
             str,
             f"one of {', '.join(LEVELS)}",
             LEVELS.__contains__,
@@ -152,27 +181,6 @@ class Options:
             "plain",
         ),
     )
-
-    def __post_init__(self) -> None:
-        for name, knob in knobs():
-            object.__setattr__(self, name, _checked(name, knob, getattr(self, name)))
-
-    @classmethod
-    def from_dict(cls, document: object) -> Options:
-        """Options from an untrusted document, such as parsed JSON.
-
-        Raises:
-            ValueError: not a mapping, an unknown name or a bad value; the text names it.
-        """
-        if not isinstance(document, Mapping):
-            raise ValueError(f"options must be an object, got {brief(document)}")
-        known = [name for name, _ in knobs()]
-        for name in document:
-            if name not in known:
-                near = difflib.get_close_matches(str(name)[:80], known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-                raise ValueError(f"unknown option {brief(name)}{hint}")
-        return cls(**document)
 
     def generator(self, device: torch.device) -> torch.Generator | None:
         """The random stream that the seed stands for."""
@@ -214,9 +222,9 @@ class GenerateOptions(TypedDict, total=False):
     on_step: OnStep | None
 
 
-def knobs() -> Iterator[tuple[str, Knob]]:
-    """The fields of `Options` by name."""
-    for each in dataclasses.fields(Options):
+def knobs(kind: type[Knobs] = Options) -> Iterator[tuple[str, Knob]]:
+    """The fields of `Options`, or of other knobs, by name."""
+    for each in dataclasses.fields(kind):
         yield each.name, each.metadata["knob"]
 
 
@@ -257,7 +265,9 @@ def token_ids(tokens: TokensLike, name: str, ndim: int, end: int) -> Tensor:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be an array of whole numbers: {error}") from error
     if array.dtype.kind not in "iu" and (array.size or array.dtype.kind != "f"):
-        or_text = " (token ids) or be one str" if name == "text" else ""
+        or_text = (
+            " (token ids) or be one str; generate_batch takes a list" if name == "text" else ""
+        )
         raise ValueError(f"{name} must hold whole numbers{or_text}, got {brief(tokens)}")
     if array.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimension(s), got shape {array.shape}")
@@ -275,6 +285,10 @@ def code_ids(tokens: TokensLike, name: str, end: int, least: int, most: int) -> 
     return codes
 
 
-Options.__doc__ = f"{Options.__doc__}\n    Attributes:\n" + "\n".join(
-    f"        {name}: {knob.help}." for name, knob in knobs()
-)
+def document(kind: type[Knobs]) -> None:
+    """Write the fields and their help into the docstring."""
+    lines = [f"        {name}: {knob.help}." for name, knob in knobs(kind)]
+    kind.__doc__ = f"{kind.__doc__}\n    Attributes:\n" + "\n".join(lines)
+
+
+document(Options)

@@ -22,7 +22,6 @@ from .checkpoint.tensors import State
 from .coarse import generate_coarse
 from .config import STAGES, BarkConfig, GenerationConfig
 from .decoding import Decoder
-from .files import warn
 from .fine import generate_fine
 from .model import GPT
 from .options import Options
@@ -98,7 +97,7 @@ class Pipeline:
     def semantic(
         self, rows: Sequence[Row], options: Options, on_step: OnStep | None = None
     ) -> list[Tensor]:
-        """Semantic tokens (S,) of each row; a warning where there are none."""
+        """Semantic tokens (S,) of each row."""
         g = self.config.generation
         prompts = [semantic_prompt(r.ids, r.voice.semantic if r.voice else None, g) for r in rows]
         with self.on_device("semantic") as model:
@@ -113,18 +112,6 @@ class Pipeline:
                 allow_early_stop=options.allow_early_stop,
                 on_step=on_step,
                 decoder=self._decoder("semantic", on_step),
-            )
-        if not all(map(len, semantics)):
-            warn(
-                "the model ended the text at its first step: no audio. Another seed, a higher "
-                "min_eos_p or another wording may help"
-            )
-        is_free = options.max_duration_s is None and options.allow_early_stop
-        if is_free and any(len(semantic) == g.max_new_tokens for semantic in semantics):
-            warn(
-                f"the text had not ended at the longest that the model speaks, "
-                f"{g.max_new_tokens / g.semantic_rate_hz:.1f} s, so its end may be missing. Say "
-                "it in shorter pieces, or try another seed"
             )
         return [semantic.clone() for semantic in semantics]  # no inference tensors any more
 

@@ -114,7 +114,12 @@ def _readable(character: str, tokenizer: Tokenizer) -> str:
 
 
 def readable_ids(text: str, tokenizer: Tokenizer, level: str = "off") -> list[int]:
-    """The ids of a text, which is made plain as told; a warning says what cannot be read.
+    """The ids of what `readable` makes of a text; its arguments and errors."""
+    return tokenizer.encode(readable(text, tokenizer, level))
+
+
+def readable(text: str, tokenizer: Tokenizer, level: str = "off") -> str:
+    """The text made plain as told (`plain`); a warning says what cannot be read in it.
 
     Raises:
         ValueError: there is nothing to say.
@@ -137,7 +142,7 @@ def readable_ids(text: str, tokenizer: Tokenizer, level: str = "off") -> list[in
             f"the text looks like {'Markdown' if is_markdown else 'SSML'}, whose marks Bark reads "
             "as if they were words; normalize='all' (--plain-text=all) drops them"
         )
-    return [index for _, ids in words for index in ids]
+    return text
 
 
 def _warn_of_lost(lost: Sequence[str], n_words: int, is_curable: bool) -> None:

@@ -180,15 +180,15 @@ def test_suno_has_the_same_defaults():
 def test_the_command_line_has_every_knob_with_its_default(capsys):
     parser = argparse.ArgumentParser()
     add_options(parser)
-    assert options_of(parser.parse_args([])) == Options()
+    assert options_of(parser.parse_args([]), Options) == Options()
     value = {name: "all" if knob.kind is str else "1" for name, knob in knobs()}
     words = [
         word for name in NAMES if name != "allow_early_stop" for word in (FLAGS[name], value[name])
     ]
-    options = options_of(parser.parse_args([*words, "--no-allow-early-stop"]))
+    options = options_of(parser.parse_args([*words, "--no-allow-early-stop"]), Options)
     expected = dict.fromkeys(NAMES, 1) | {"allow_early_stop": False, "normalize": "all"}
     assert dataclasses.asdict(options) == expected
-    assert options_of(parser.parse_args(["--min-eos-p", "none"])).min_eos_p is None
+    assert options_of(parser.parse_args(["--min-eos-p", "none"]), Options).min_eos_p is None
     with pytest.raises(SystemExit):
         main(["say", "--help"])
     shown = " ".join(capsys.readouterr().out.split())

@@ -15,6 +15,7 @@ class Bars:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
+        self.title = ""
         self._stage: str | None = None
         self._bar: Any = None
 
@@ -31,9 +32,17 @@ class Bars:
         if stage != self._stage:
             self._close()
             self._stage = stage
-            self._bar = tqdm(desc=f"{stage:<8}", total=total, disable=self.quiet, file=sys.stderr)
+            self._bar = tqdm(
+                desc=f"{self.title}{stage:<8}", total=total, disable=self.quiet, file=sys.stderr
+            )
         self._bar.total = total
         self._bar.update(done - self._bar.n)
+
+    def pieces(self, first: int, end: int, n: int) -> None:
+        """Name the pieces, of n, that the next bars are for."""
+        self._close()
+        one = f"{first + 1}" if end == first + 1 else f"{first + 1}-{end}"
+        self.title = f"{one:>5} of {n} "
 
     def _close(self) -> None:
         if self._bar is not None:

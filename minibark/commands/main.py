@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from .._version import __version__
 from ..options import knobs
+from ..speech.split import MissingExtraError
 from . import convert, info, say, voices
 from .shared import Parser, checkpoint_parser, tell
 
@@ -18,7 +19,9 @@ EXAMPLES = """examples:
   minibark say "Hello, my name is Bark." --model tiny
   minibark say "Hello, my name is Suno. [laughs]" -o hello.wav --voice v2/en_speaker_6 --seed 0
   echo "read me" | minibark say -o - --model suno/bark > out.wav
-  minibark say -i page.txt -o page.mp3 --model tiny
+  minibark say -i chapter.txt -o chapter.mp3 --model tiny --voice female
+  minibark say -i chapter.txt -o - --model tiny | aplay
+  minibark say -i scene.txt --speaker Ann=female --speaker Bob=male --model tiny
   minibark say "Go on." --voice narrator.npz --save-voice narrator-2.npz -o next.flac
   minibark voices --model suno/bark-small
   minibark voices female --model tiny -o preview.wav
@@ -53,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             # The reader has gone; keep the interpreter from telling so again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        except (ValueError, OSError, FloatingPointError, MemoryError, MissingExtraError) as error:
             tell(str(error) or type(error).__name__)
             return 1
         except RuntimeError as error:

@@ -6,13 +6,15 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ..checkpoint.hub import BUILT_IN, RANDOM
-from ..options import Options, knobs
+from ..options import Knobs, Options, knobs
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+K = TypeVar("K", bound=Knobs)
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,12 +101,16 @@ def add_precision(parser: argparse.ArgumentParser, choices: tuple[str, ...], def
     parser.add_argument("--precision", choices=choices, help=f"default: {default}")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every field of `Options`."""
-    group = parser.add_argument_group("how to generate")
-    for name, knob in knobs():
+def add_options(
+    parser: argparse.ArgumentParser,
+    kind: type[Knobs] = Options,
+    title: str = "how to generate",
+) -> None:
+    """Add an option for every field of `Options`, or of other knobs."""
+    group = parser.add_argument_group(title)
+    for name, knob in knobs(kind):
         flag = knob.flag or "--" + name.replace("_", "-")
-        default = getattr(Options, name)
+        default = getattr(kind, name)
         if knob.kind is bool:
             action = argparse.BooleanOptionalAction
             group.add_argument(flag, dest=name, action=action, default=default, help=knob.help)
@@ -122,13 +128,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def options_of(args: argparse.Namespace) -> Options:
-    """The `Options` that were given.
+def options_of(args: argparse.Namespace, kind: type[K]) -> K:
+    """The `Options`, or other knobs, that were given.
 
     Raises:
         ValueError: a bad value.
     """
-    return Options(**{name: getattr(args, name) for name, _ in knobs()})
+    return kind(**{name: getattr(args, name) for name, _ in knobs(kind)})
 
 
 def _number_or_none(kind: type) -> Any:

@@ -1,0 +1,72 @@
+"""Many rows, in groups that go through the pipeline together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint.voices import VoiceLike
+from ..options import Options, Seed, TokensLike
+from ..pipeline import Pipeline, Row
+from ..sampling import OnStep
+from ..voice import Voice
+
+MOST_ROWS = 8
+"""Rows at once: more of them make no more sound a second on a CPU, and take more memory."""
+
+
+def in_groups(
+    pipeline: Pipeline,
+    rows: Sequence[Row],
+    options: Options,
+    on_step: OnStep | None = None,
+    most: int = MOST_ROWS,
+) -> Iterator[Voice]:
+    """The voices of rows, in order; each is what it is alone.
+
+    Rows that draw from one stream (no seeds) take turns in it, one after the other.
+    """
+    if len({id(row.generator) for row in rows}) < len(rows):
+        most = 1
+    for first in range(0, len(rows), most):
+        yield from pipeline.speak(rows[first : first + most], options, on_step)
+
+
+def asked_for(
+    texts: Sequence[str | TokensLike],
+    voices: VoiceLike | Sequence[VoiceLike],
+    seeds: Seed | Sequence[Seed],
+    n: int,
+    options: Options,
+) -> list[tuple[str | TokensLike, VoiceLike, Options]]:
+    """The text, voice and options of each clip.
+
+    Raises:
+        ValueError: one text where a list belongs, lists of unequal lengths, or a bad n or seed.
+    """
+    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__len__"):
+        raise ValueError(f"texts must be a list; for one text use generate, or [{texts!r:.40}]")
+    if type(n) is not int or n < 1:
+        raise ValueError(f"n must be a positive whole number, got {n!r:.40}")
+    n_clips = len(texts) * n
+    each: list[Any] = list(voices) if isinstance(voices, (list, tuple)) else [voices] * len(texts)
+    if len(each) != len(texts):
+        raise ValueError(f"there are {len(texts)} texts and {len(each)} voices; give one for each")
+    if isinstance(options.seed, int) and seeds is None:
+        seeds = options.seed
+    if isinstance(seeds, (int, np.integer)):
+        Options(seed=int(seeds))
+        numbered: list[Seed] = [(int(seeds) + i) % 2**63 for i in range(n_clips)]
+    elif isinstance(seeds, Sequence):
+        numbered = list(seeds)
+    else:
+        numbered = [seeds if seeds is not None else options.seed] * n_clips
+    if len(numbered) != n_clips:
+        raise ValueError(f"there are {n_clips} clips and {len(numbered)} seeds; give one for each")
+    return [
+        (texts[i // n], each[i // n], dataclasses.replace(options, seed=seed))
+        for i, seed in enumerate(numbered)
+    ]

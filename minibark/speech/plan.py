@@ -1,0 +1,106 @@
+"""How the pieces of a long text follow one another: knobs of their own."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..options import GenerateOptions, Knobs, Options, document, knob_field, knobs
+from ..sampling import OnStep
+from .split import GOAL, MAX_PAUSE_S
+
+_HISTORY = re.compile(r"fixed|chained|reset:[1-9][0-9]{0,5}")
+
+
+@dataclass(frozen=True)
+class LongOptions(Knobs):
+    """How to say a long text.
+
+    Raises:
+        ValueError: a value out of its range; the text names the field.
+    """
+
+    history: str = field(
+        default="fixed",
+        metadata=knob_field(
+            str,
+            "fixed, chained or reset:N with N from 1",
+            _HISTORY.fullmatch,
+            "fixed: each piece in the given voice, or the first piece's; chained: each goes on "
+            "from the last; reset:N: chained, and back to the voice after N pieces",
+            "HOW",
+        ),
+    )
+    silence_s: float = field(
+        default=0.25,
+        metadata=knob_field(
+            float,
+            f"a number in [0, {MAX_PAUSE_S:.0f}]",
+            lambda s: 0 <= s <= MAX_PAUSE_S,
+            "silence between pieces",
+            "SECONDS",
+            "--silence",
+        ),
+    )
+    retries: int = field(
+        default=2,
+        metadata=knob_field(
+            int,
+            "a whole number in [0, 100]",
+            lambda n: 0 <= n <= 100,
+            "times a piece that went wrong is made again, with other seeds",
+            "N",
+        ),
+    )
+    goal: int = field(
+        default=GOAL,
+        metadata=knob_field(
+            int,
+            "a whole number in [20, 1000]",
+            lambda n: 20 <= n <= 1000,
+            "characters that a piece should have",
+            "N",
+            "--piece-length",
+        ),
+    )
+    language: str = field(
+        default="en",
+        metadata=knob_field(
+            str,
+            "a code of two or three letters",
+            re.compile("[a-z]{2,3}").fullmatch,
+            "of the text, by whose rules sentences are found",
+            "CODE",
+        ),
+    )
+
+    @property
+    def chain_length(self) -> int:
+        """Pieces that go on from one another before the given voice comes back."""
+        if self.history == "fixed":
+            return 1
+        return int(self.history.partition(":")[2] or 10**9)
+
+
+class LongKeywords(GenerateOptions, total=False):
+    """The keywords of `Bark.generate_long`: the fields of both kinds of options, and a callback."""
+
+    history: str
+    silence_s: float
+    retries: int
+    goal: int
+    language: str
+
+
+def sorted_out(
+    keywords: LongKeywords | GenerateOptions,
+) -> tuple[Options, LongOptions, OnStep | None]:
+    """The two kinds of options, checked, and the callback."""
+    given: dict[str, Any] = {**keywords}
+    on_step = given.pop("on_step", None)
+    ours = {name: given.pop(name) for name, _ in knobs(LongOptions) if name in given}
+    return Options(**given), LongOptions(**ours), on_step
+
+
+document(LongOptions)

@@ -1,0 +1,91 @@
+"""From a text or a dialog to turns, and from turns to sound: what `Bark`'s long doors call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from ..checkpoint.voices import VoiceLike
+from ..options import Options
+from ..pipeline import Audio
+from ..sampling import OnStep
+from ..stages import Stages
+from ..text import readable
+from ..voice import Voice
+from .batch import MOST_ROWS
+from .dialog import parse_dialog
+from .pieces import OnPieces, Speaker, Spoken, Turn, cut
+from .pieces import first_short as short_at_first
+from .plan import LongOptions
+
+
+class Reading:
+    """One reading: what will be said, checked and cut, and then its sound.
+
+    Attributes:
+        turns: the pieces, and who says each.
+    """
+
+    def __init__(self, stages: Stages, options: Options, plan: LongOptions) -> None:
+        self._stages, self._options, self._plan = stages, options, plan
+        self.turns: list[Turn] = []
+        self._voices: dict[str, Voice | None] = {}
+
+    def text(self, text: str, voice: VoiceLike = None, first_short: bool = False) -> Reading:
+        """Read a text in one voice; with `first_short` its first sentence is a piece of its own."""
+        self._voices = {"": self._stages.load_voice(voice)}
+        self.turns = self._turns(text, "", first_short)
+        return self
+
+    def dialog(self, text: str, speakers: Mapping[str, VoiceLike]) -> Reading:
+        """Read lines `NAME: text` in these voices."""
+        lines = parse_dialog(text, speakers)
+        self._voices = {name: self._stages.load_voice(speakers[name]) for name in speakers}
+        self.turns = [turn for line in lines for turn in self._turns(line.text, line.speaker)]
+        return self
+
+    def pieces(
+        self,
+        on_step: OnStep | None = None,
+        at_once: int = MOST_ROWS,
+        on_pieces: OnPieces | None = None,
+    ) -> Iterator[Spoken]:
+        """Each piece as soon as it is made; arguments are those of `Speaker.speak`."""
+        stages = self._stages
+        speaker = Speaker(
+            stages.pipeline, stages.tokenizer, self._voices, self._options, self._plan
+        )
+        return speaker.speak(self.turns, on_step, on_pieces, at_once)
+
+    def sound(
+        self,
+        on_step: OnStep | None = None,
+        at_once: int = MOST_ROWS,
+        on_pieces: OnPieces | None = None,
+        on_voice: Callable[[Voice], object] | None = None,
+    ) -> Iterator[Audio]:
+        """The sound of each piece, with the silences around it; `on_voice` is given its tokens."""
+        rate, silence_s = self._stages.sample_rate, self._plan.silence_s
+        for index, one in enumerate(self.pieces(on_step, at_once, on_pieces)):
+            if on_voice:
+                on_voice(one.voice)
+            is_last = index == len(self.turns) - 1
+            behind_s = one.piece.pause_after_s + (0 if is_last else silence_s)
+            before, behind = (
+                np.zeros(round(seconds * rate), np.float32)
+                for seconds in (one.piece.pause_before_s, behind_s)
+            )
+            yield np.concatenate((before, one.audio, behind))
+
+    def _turns(self, text: str, speaker: str, first_short: bool = False) -> list[Turn]:
+        stages, plan = self._stages, self._plan
+        if not isinstance(text, str):
+            raise ValueError(f"text must be one str, not {type(text).__name__}")
+        level = self._options.normalize or stages.normalize
+        text = readable(text, stages.tokenizer, level)
+        limit = stages.config.generation.max_input_semantic_length
+        pieces = cut(text, stages.tokenizer, limit, plan)
+        if first_short:
+            pieces = short_at_first(pieces, stages.tokenizer, limit, plan)
+        return [Turn(piece, speaker) for piece in pieces]
