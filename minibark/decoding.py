@@ -35,6 +35,10 @@ class Decoder(ABC):
     def decode_one(self, tokens: Tensor, ids: slice) -> Tensor:
         """Append one token (B,) to every row; logits (B, V) of `ids`."""
 
+    def keep(self, rows: list[int]) -> bool:
+        """Go on with these rows alone; False where that cannot be, and all go on."""
+        return False
+
     def take_steps(
         self,
         tokens: Tensor,
@@ -96,6 +100,11 @@ class UncachedDecoder(Decoder):
         grown = [torch.cat((s, t[None])) for s, t in zip(self.sequences, tokens, strict=True)]
         return self.prefill(grown, ids)
 
+    def keep(self, rows: list[int]) -> bool:
+        """See `Decoder`."""
+        self.sequences = [self.sequences[row] for row in rows]
+        return True
+
 
 class CachedDecoder(Decoder):
     """Decodes over a cache: work per step grows with the past only in attention."""
@@ -125,6 +134,13 @@ class CachedDecoder(Decoder):
         if self.cache is None:
             raise ValueError("decode_one needs a prefill first")
         return self.model.decode_one(tokens, self.cache, ids=ids)
+
+    def keep(self, rows: list[int]) -> bool:
+        """See `Decoder`."""
+        if self.cache is not None:
+            self.cache.keep(rows)
+        self.n_rows = len(rows)
+        return True
 
 
 class RandomStreams:

@@ -2,9 +2,7 @@
 
 `GPT.forward`, which looks at a whole sequence and caches nothing, is the specification; `prefill`
 and `decode_one` compute the same logits position by position over a cache. Parameter names are
-those of the released Suno checkpoints.
-
-In shapes: B batch, T positions, C n_embd, H heads, D channels of a head, V output ids.
+those of the released Suno checkpoints. In shapes: B batch, T positions, C n_embd, H heads, D channels of a head, V output ids.
 """
 
 from __future__ import annotations
@@ -53,6 +51,9 @@ class Cache(Protocol):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write the new position's k and v (B, H, 1, D); what its q sees of its row's past."""
 
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows alone."""
+
 
 class KVCache:
     """The plain `Cache`: one buffer (2, B, H, block_size, D) a layer, filled up to `lengths[b]`."""
@@ -67,14 +68,12 @@ class KVCache:
     def write_prompt(self, row: int, layer: int, k: Tensor, v: Tensor) -> None:
         """See `Cache`."""
         n_rows, _, n_positions, _ = k.shape
-        self.kv[layer][0, row : row + n_rows, :, :n_positions] = k
-        self.kv[layer][1, row : row + n_rows, :, :n_positions] = v
+        self.kv[layer][:, row : row + n_rows, :, :n_positions] = torch.stack((k, v))
         self.lengths[row : row + n_rows] = [n_positions] * n_rows
 
     def begin_step(self) -> Tensor:
         """See `Cache`."""
-        newest = grow(self.lengths, self.block_size)
-        return torch.tensor(newest, device=self.kv[0].device)
+        return torch.tensor(grow(self.lengths, self.block_size), device=self.kv[0].device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `Cache`."""
@@ -85,10 +84,16 @@ class KVCache:
             return full_attention(q, keys[:, :, :n], values[:, :, :n])
         rows = []
         for b, n in enumerate(self.lengths):
-            row = slice(b, b + 1)
-            keys[row, :, n - 1 : n], values[row, :, n - 1 : n] = k[row], v[row]
-            rows.append(full_attention(q[row], keys[row, :, :n], values[row, :, :n]))
+            keys[b, :, n - 1 : n], values[b, :, n - 1 : n] = k[b], v[b]
+            rows.append(
+                full_attention(q[b : b + 1], keys[b : b + 1, :, :n], values[b : b + 1, :, :n])
+            )
         return torch.cat(rows)
+
+    def keep(self, rows: list[int]) -> None:
+        """See `Cache`."""
+        self.kv = [layer[:, rows] for layer in self.kv]
+        self.lengths = [self.lengths[row] for row in rows]
 
 
 def grow(lengths: list[int], block_size: int) -> list[int]:
@@ -281,11 +286,10 @@ class GPT(nn.Module):
         Raises:
             ValueError: the cache is full.
         """
-        x = self.transformer.wte(tokens) + self.transformer.wpe.weight[cache.begin_step()]
-        x = x[:, None]  # (B, 1, C)
+        x = self.transformer.wte(tokens) + self.transformer.wpe.weight[cache.begin_step()]  # (B, C)
         for layer, block in enumerate(self.transformer.blocks):
-            x = block(x, partial(cache.attend, layer))
-        logits: Tensor = self.lm_head(self.transformer.ln_f(x[:, 0]), ids)
+            x = block(x[:, None], partial(cache.attend, layer))[:, 0]
+        logits: Tensor = self.lm_head(self.transformer.ln_f(x), ids)
         return logits.float()
 
     def _embed(self, tokens: Tensor, n_merged: int) -> Tensor:
@@ -327,17 +331,15 @@ class FineGPT(nn.Module):
             (B, T - start, output_vocab_size) float32.
         """
         config, tables = self.config, self.transformer.wtes
-        if not config.n_codes_given <= codebook < config.n_codes_total:
-            raise ValueError(
-                f"codebook must be in [{config.n_codes_given}, {config.n_codes_total}), "
-                f"got {codebook}"
-            )
+        first, end = config.n_codes_given, config.n_codes_total
+        if not first <= codebook < end:
+            raise ValueError(f"codebook must be in [{first}, {end}), got {codebook}")
         # The codebook's own values are part of its input, as in the reference: pads or, in frames
         # that an earlier buffer filled, the earlier prediction.
         x = tables[0](codes[:, :, 0])  # (B, T, C)
         for k in range(1, codebook + 1):
             x = x + tables[k](codes[:, :, k])
-        head = tables[codebook - config.n_codes_given + 1]
+        head = tables[codebook - first + 1]
         assert isinstance(head, nn.Embedding)
         return F.linear(self.transformer(x, start), head.weight).float()
 

@@ -12,7 +12,7 @@ Pads are real inputs: no attention mask hides them, in training or here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -109,7 +109,8 @@ def generate_semantic(
     Source: suno-ai/bark, bark/generation.py, generate_text_semantic.
     """
     decode = decoder(model, config.max_input_semantic_length)
-    streams = RandomStreams(generators, model.transformer.wpe.weight.device)
+    device = model.transformer.wpe.weight.device
+    streams = RandomStreams(generators, device)
     at_once = 1 if streams.shared else min(decode.steps_at_once, END_TEST_STEPS)
     end = config.semantic_vocab_size
     # Compared in float32, as the reference does.
@@ -117,36 +118,35 @@ def generate_semantic(
     ids = slice(0, end + 1 if allow_early_stop else end)
     n_steps = max_semantic_steps(config, max_duration_s)
     rows: list[list[int]] = [[] for _ in prompts]
-    running = set(range(len(rows)))
-
-    def steps() -> Iterator[tuple[list[int], list[float], int]]:
-        """Of each step the rows' tokens and probabilities of an end, and how many are ahead."""
-        active = [True] * len(rows)
-        logits = decode.prefill(prompts, ids)
-        check_finite(logits, "semantic")
-        tokens, end_p = choose_next(logits, ids, sampling, streams, active)
-        yield tokens.tolist(), end_p.tolist(), 0
-        for first in range(1, n_steps, at_once):
-            n = min(at_once, n_steps - first)
-            active = [row in running for row in range(len(rows))]
-            many, many_p = decode.take_steps(tokens, [ids] * n, sampling, streams, [active] * n)
-            tokens = many[-1]
-            for i, step in enumerate(zip(many.tolist(), many_p.tolist(), strict=True)):
-                yield *step, n - 1 - i
-
-    done = 0
-    for tokens, end_ps, n_ahead in steps():
-        done += 1
-        for row in sorted(running):
-            if allow_early_stop and (tokens[row] == end or end_ps[row] >= least_end_p):
-                running.discard(row)
-                streams.give_back(row, n_ahead)
-            else:
-                rows[row].append(tokens[row])
-        if not running:
+    live, running = list(range(len(rows))), set(range(len(rows)))  # decoded, and not ended
+    logits = decode.prefill(prompts, ids)
+    check_finite(logits, "semantic")
+    tokens, end_p = choose_next(logits, ids, sampling, streams, [True] * len(rows))
+    many, many_p, done = tokens[None], end_p[None], 0
+    while True:
+        for ahead, (step, step_p) in enumerate(zip(many.tolist(), many_p.tolist(), strict=True), 1):
+            done += 1
+            for place, row in enumerate(live):
+                if row not in running:
+                    continue
+                if allow_early_stop and (step[place] == end or step_p[place] >= least_end_p):
+                    running.discard(row)
+                    streams.give_back(place, len(many) - ahead)
+                else:
+                    rows[row].append(step[place])
+            if not running:
+                break
+            if on_step and done < n_steps:
+                on_step("semantic", done, n_steps)
+        if not running or done == n_steps:
             break
-        if on_step and done < n_steps:
-            on_step("semantic", done, n_steps)
+        kept = [place for place, row in enumerate(live) if row in running]
+        if len(kept) < len(live) and decode.keep(kept):
+            live, tokens = [live[place] for place in kept], tokens[kept]
+            streams = RandomStreams([generators[row] for row in live], device)
+        n, active = min(at_once, n_steps - done), [row in running for row in live]
+        many, many_p = decode.take_steps(tokens, [ids] * n, sampling, streams, [active] * n)
+        tokens = many[-1]
     if on_step:
         on_step("semantic", done, done)
     return [torch.tensor(row, dtype=torch.int64) for row in rows]

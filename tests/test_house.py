@@ -16,7 +16,7 @@ MODEL = (
 )
 # A room imports from rooms in front of it, and those of one line not from each other.
 ORDER = (
-    ("_version", "config", "precision", "sampling"),
+    ("_version", "bert_characters", "config", "precision", "sampling"),
     ("files",),
     ("tokenizer", "voice", "codec", "model", "audio"),
     ("text",),

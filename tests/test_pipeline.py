@@ -62,8 +62,7 @@ def test_each_row_gets_what_it_gets_alone(bark, options):
 
 def test_a_row_that_ends_at_once_stands_in_nobody_s_way(bark):
     options = Options(max_duration_s=1, min_eos_p=2.0**-20, seed=None)
-    with pytest.warns(UserWarning, match="first step: no audio"):
-        voices = bark.pipeline.speak(rows(bark), options)
+    voices = bark.pipeline.speak(rows(bark), options)
     lengths = [len(voice.semantic) for voice in voices]
     assert 0 in lengths
     for voice in voices:

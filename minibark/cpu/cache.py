@@ -90,6 +90,11 @@ class RowSumCache:
         rows = [step.attend(layer, q[b], k[b], v[b]) for b, step in enumerate(self._steps)]
         return torch.stack(rows).unsqueeze(2)
 
+    def keep(self, rows: list[int]) -> None:
+        """See `Cache`."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.lengths = [self.lengths[row] for row in rows]
+
     def _step(self, row: int, length: int) -> _Step:
         n_head, head_size = self.keys.shape[2], self.keys.shape[4]
         n_chunks, newest = -(-length // CHUNK), length - 1
