@@ -1,8 +1,8 @@
 """The two transformers of Bark: a causal GPT (text, coarse) and a non-causal GPT (fine).
 
 `GPT.forward`, which looks at a whole sequence and caches nothing, is the specification; `prefill`
-and `decode_one` compute the same logits position by position over a cache. Parameter names are
-those of the released Suno checkpoints. In shapes: B batch, T positions, C n_embd, H heads, D channels of a head, V output ids.
+and `decode_one` give the same logits over a cache. Parameter names are Suno's released ones. In
+shapes: B batch, T positions, C n_embd, H heads, D channels of a head, V output ids.
 """
 
 from __future__ import annotations
