@@ -209,6 +209,20 @@ def open_voices(
     return _open_voices(source, voices_dir), generation
 
 
+def open_tokenizer(
+    name: str | os.PathLike[str],
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Tokenizer:
+    """The tokenizer of a checkpoint, without its weights.
+
+    Arguments and errors are those of `open_checkpoint`.
+    """
+    return _open_tokenizer(Source.of(name, cache_dir, revision, offline).pinned())
+
+
 def _open_stage(source: Source, stage: str, base: BarkConfig) -> tuple[Any, State]:
     """Configuration and state of one stage, from any layout."""
     if source.is_random:
