@@ -164,7 +164,6 @@ class BarkModel:
         if torch.cuda.is_available():
             self._run(accelerator_id or 0, None, offload=True)
 
-    @torch.no_grad()
     def generate(
         self,
         input_ids: TokensLike | None = None,
