@@ -382,6 +382,10 @@ def test_what_generate_refuses(models, keywords, text):
         (lambda: hf.AutoProcessor.from_pretrained("tiny")([1]), "text must be a str or several"),
         (lambda: hf.AutoProcessor.from_pretrained("tiny")("a", return_tensors="tf"), "'tf'"),
         (lambda: hf.pipeline("translation", "tiny"), "'text-to-speech' or 'text-to-audio'"),
+        (
+            lambda: hf.pipeline(None, hf.AutoModel.from_pretrained("tiny"), dtype="float16"),
+            "unknown keyword 'dtype'",
+        ),
     ],
 )
 def test_what_else_is_refused(call, text):

@@ -39,8 +39,8 @@ _IGNORED = (
     "output_scores output_logits output_attentions output_hidden_states return_dict_in_generate"
 ).split()
 _IGNORED_AT_LOADING = (
-    "attn_implementation force_download low_cpu_mem_usage max_memory offload_folder proxies "
-    "token trust_remote_code use_fast use_flash_attention_2 use_safetensors weights_only"
+    "attn_implementation force_download framework low_cpu_mem_usage max_memory offload_folder "
+    "proxies token trust_remote_code use_fast use_flash_attention_2 use_safetensors weights_only"
 ).split()
 _QUANTIZING = ("quantization_config", "load_in_8bit", "load_in_4bit")
 

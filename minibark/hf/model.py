@@ -93,7 +93,7 @@ class BarkModel:
             revision: branch, tag or commit on the hub.
             local_files_only: never ask the hub, use what is cached.
             **ignored: what transformers takes and nothing here needs, such as
-                `attn_implementation`.
+                `attn_implementation`; for `token`, log in or set `HF_TOKEN`.
 
         Raises:
             FileNotFoundError: no such model, a file of it is missing, or no network.
@@ -116,6 +116,9 @@ class BarkModel:
     def dtype(self) -> torch.dtype:
         """Of the transformers' weights; where those are int8 or int4, of all else."""
         return FLOATS.get(self._pipeline.choice.precision, torch.float32)
+
+    def __repr__(self) -> str:
+        return f"<BarkModel {self._pipeline.choice}>"
 
     def to(
         self, *places: Any, device: Place = None, dtype: torch.dtype | None = None, **_: Any

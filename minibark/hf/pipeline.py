@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..pipeline import Audio
-from .keywords import Place
+from .keywords import Place, refuse_unknown
 from .model import BarkModel
 from .processor import BarkProcessor
 
@@ -95,7 +95,7 @@ def pipeline(
         forward_params: keywords for every `BarkModel.generate`.
         generate_kwargs: more of them, which win.
         model_kwargs: keywords for `BarkModel.from_pretrained`.
-        **keywords: more of them.
+        **keywords: more of them; a model that is there takes none.
 
     Raises:
         ValueError: another task. Else as `BarkModel.from_pretrained`.
@@ -104,12 +104,13 @@ def pipeline(
         raise ValueError(f"expected the task 'text-to-speech' or 'text-to-audio', got {task!r}")
     place = device_map if device is None else device
     place = "auto" if place is None else place
+    keywords = dict(model_kwargs or {}) | keywords
     if not isinstance(model, BarkModel):
-        keywords = dict(model_kwargs or {}) | keywords
         name = "suno/bark-small" if model is None else model
         model = BarkModel.from_pretrained(name, device_map=place, **keywords)
-    elif device is not None:
-        model.to(device)
+    else:
+        refuse_unknown(keywords, ["device", "processor", "batch_size"])
+        model.to(model.device if device is None else device)
     params = dict(forward_params or {}) | dict(generate_kwargs or {})
     return TextToAudioPipeline(model, processor or model.processor, batch_size, params)
 
