@@ -18,10 +18,7 @@ from torch import Tensor, nn
 from .config import FineGPTConfig, GPTConfig
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Attention: queries (B, H, Q, D), keys and values (B, H, T, D) -> (B, H, Q, D).
-
-Q is T; or else the queries are those of the last Q positions.
-"""
+"""Attention: queries (B, H, Q, D) of the last Q positions, keys and values (B, H, T, D) -> q's."""
 
 Write = Callable[[int, Tensor, Tensor], None]
 """Told a layer's number and its keys and values (B, H, T, D)."""

@@ -12,6 +12,7 @@ from typing import Any
 from ..config import STAGES, BarkConfig, CheckpointError, GenerationConfig
 from ..files import naming, read_json, warn
 from ..text import LEVELS
+from ..tokenizer import Tokenizer
 from ..voice import VoiceError
 from .hub import RANDOM, Source, fixed
 from .names import codec_state, hf_state
@@ -23,7 +24,7 @@ from .shapes import RandomStates, checked, some
 from .single import is_single, open_single
 from .suno_files import find_encodec, is_suno, open_suno_file, suno_file
 from .tensors import State, read_safetensors
-from .vocabulary import open_tokenizer
+from .vocabulary import find_tokenizer
 from .voices import Voices
 
 CODEC_REPO = "facebook/encodec_24khz"
@@ -90,7 +91,7 @@ def open_checkpoint(
         part, states[stage] = _open_stage(source.elsewhere(place).pinned(), stage, config)
         with naming(f"{source.name} with the {stage} model of {os.fspath(place)}"):
             config = dataclasses.replace(config, **{stage: part})
-    tokenizer = open_tokenizer(source)
+    tokenizer = find_tokenizer(source)
     try:
         voices = _open_voices(source, voices_dir)
     except (CheckpointError, VoiceError) as error:
@@ -210,6 +211,20 @@ def open_voices(
     else:
         generation = _open_config(source)[0].generation
     return _open_voices(source, voices_dir), generation
+
+
+def open_tokenizer(
+    name: str | os.PathLike[str],
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Tokenizer:
+    """The tokenizer of a checkpoint, without its weights.
+
+    Arguments and errors are those of `open_checkpoint`.
+    """
+    return find_tokenizer(Source.of(name, cache_dir, revision, offline).pinned())
 
 
 def _open_stage(source: Source, stage: str, base: BarkConfig) -> tuple[Any, State]:

@@ -14,7 +14,7 @@ _OTHER_REPOS = ("bert-base-multilingual-cased", "suno/bark-small", "suno/bark")
 """Where the same file may lie in the cache already; the first is the old name."""
 
 
-def open_tokenizer(source: Source) -> Tokenizer:
+def find_tokenizer(source: Source) -> Tokenizer:
     """The tokenizer of a checkpoint, of BERT's vocabulary if it brings none.
 
     Raises:
