@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.hub import BUILT_IN, RANDOM
+from ..files import shown
 from ..options import Options, knobs
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def tell(line: str) -> None:
     """Say one line on stderr."""
-    print("minibark:", " ".join(line.split()), file=sys.stderr)
+    print("minibark:", shown(" ".join(line.split()), 4000), file=sys.stderr)
 
 
 def checkpoint_parser() -> argparse.ArgumentParser:

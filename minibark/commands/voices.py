@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint.layouts import open_voices
 from ..config import GenerationConfig
+from ..files import shown
 from ..voice import Voice
 from .shared import add_model
 
@@ -35,7 +36,11 @@ def _run(args: argparse.Namespace) -> None:
             voices_dir=args.voices_dir,
         )
         if name is None:
-            print("\n".join(voices) if len(voices) else f"{args.model} comes with no voices")
+            print(
+                "\n".join(map(shown, voices))
+                if len(voices)
+                else f"{args.model} comes with no voices"
+            )
             return
         voice = voices.load(name)
     voice.check(config)
