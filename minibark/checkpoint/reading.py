@@ -70,8 +70,8 @@ def read_any(path: Path, cache_dir: str | os.PathLike[str] | None) -> tuple[Stat
     with contextlib.suppress(CheckpointError):  # a damaged copy is made anew
         if copy.is_file():
             return _read_copy(copy)
-    _warn_unless_published(path)
     state, metadata = read_pickle(path)
+    _warn_unless_published(path)
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         with replacing(copy) as part:

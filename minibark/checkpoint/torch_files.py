@@ -123,8 +123,8 @@ def _read_legacy(data: mmap.mmap) -> tuple[Any, dict[str, Place]]:
     """The content of a file of torch before 1.6, and the places of its storages by key."""
     at, values = 0, []
     storages: dict[str, Storage] = {}
-    for _ in range(5):
-        machine = Machine(data[at : at + MAX_PROGRAM_BYTES])
+    for limit in (1 << 10, 1 << 10, 1 << 10, MAX_PROGRAM_BYTES, MAX_PROGRAM_BYTES):
+        machine = Machine(data[at : at + limit])
         values.append(machine.run())
         at += machine.at
         storages |= machine.storages
@@ -164,16 +164,16 @@ def _tensors(
     room = room_for_copies = len(data)
     state = {}
     for name, view in views.items():
-        if type(name) is not str:
-            raise ValueError(f"a tensor is named {shown(name)}, which is not text")
-        view = _checked(view, shown(name))
+        if type(name) is not str or shown(name) != name:
+            raise ValueError(f"a tensor is named {shown(name)}, as no checkpoint's is")
+        view = _checked(view, name)
         if view not in made:
             key, dtype, total, offset, _ = view.storage
             room -= math.prod(view.size) * dtype.itemsize
             if key not in storages:
                 start, size = places.get(key, (0, -1))
                 if size != total * dtype.itemsize or start + size > len(data):
-                    raise ValueError(f"the numbers of {shown(name)} are not all there")
+                    raise ValueError(f"the numbers of {name} are not all there")
                 storages[key] = whole[start : start + size]
                 if start % dtype.itemsize:  # legacy files do not align
                     room_for_copies -= size
@@ -193,7 +193,7 @@ def _checked(view: View, name: str) -> View:
     """The view, if its storage has all its numbers; strides that mean nothing are 1."""
     storage, offset, size, stride = view
     numel, shape = math.prod(size), f"{name} of shape {shown(size)}"
-    if min(offset, *size, *stride) < 0 or math.prod(max(n, 1) for n in size) >= 1 << 63:
+    if min((offset, *size, *stride)) < 0 or math.prod(max(n, 1) for n in size) >= 1 << 63:
         raise ValueError(f"{shape} is no tensor")
     if numel > storage.size:
         raise ValueError(f"{shape} repeats few values")
