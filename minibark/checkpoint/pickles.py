@@ -107,8 +107,9 @@ class Machine:
             for _ in range(_MAX_OPCODES):
                 opcode = self._take(1)
                 if opcode == b".":
-                    (value,) = self.stack
-                    return value
+                    if len(self.stack) != 1:
+                        raise TypeError
+                    return self.stack[0]
                 if opcode in _CONSTANTS:
                     self.stack.append(_CONSTANTS[opcode])
                 elif opcode in _EMPTY:
@@ -148,6 +149,8 @@ class Machine:
                 self._target(list).extend(items)
             case b"s" | b"u":
                 items = self._pop_from(len(stack) - 2 if opcode == b"s" else self.marks.pop())
+                if len(items) % 2:
+                    raise TypeError
                 for key in items[::2]:
                     is_small = type(key) is int and abs(key) < 1 << 32  # larger hashes can collide
                     if type(key) is not str and not is_small:
@@ -192,9 +195,8 @@ class Machine:
         return struct.unpack(form, self._take(struct.calcsize(form)))[0]
 
     def _line(self) -> str:
-        line = self._take(self.code.index(b"\n", self.at) - self.at)
-        self.at += 1
-        return line.decode("ascii")
+        end = self.code.find(b"\n", self.at)
+        return self._take(end + 1 - self.at if end >= 0 else len(self.code))[:-1].decode("ascii")
 
     def _pop_from(self, start: int) -> list[Any]:
         if not 0 <= start <= len(self.stack):
