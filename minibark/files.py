@@ -21,7 +21,7 @@ from numpy.lib import format as npy_format
 from .config import CheckpointError
 
 _PACKAGE = __name__.partition(".")[0] + "."
-MAX_ARRAY_BYTES = 1 << 26
+MAX_ARRAY_BYTES = 1 << 24  # a voice of 40 minutes; Bark's have some seconds
 _MAX_ELEMENTS = 1 << 22  # of an array
 MAX_TEXT_BYTES = 1 << 24  # of JSON and vocabularies; the largest, a tokenizer.json, has 2 MB
 

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minibark import CheckpointError, Tokenizer, Voice, VoiceError, convert, save_audio
+from minibark.checkpoint.tensors import read_safetensors
 from minibark.checkpoint.voices import Voices
 from minibark.commands.main import main
 from minibark.files import MAX_TEXT_BYTES, inside, read_json, read_npz, replacing, shown
@@ -351,6 +352,18 @@ def test_json_is_of_bounded_size(tmp_path):
     path.write_bytes(b"[" + b" " * (MAX_TEXT_BYTES - 1) + b"]")
     with pytest.raises(CheckpointError, match="larger than 16 MiB"):
         read_json(path)
+
+
+def test_headers_of_safetensors_are_of_bounded_size(tmp_path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    for size, is_right in ((1 << 22, True), ((1 << 22) + 1, False)):
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(size.to_bytes(8, "little") + header.ljust(size))
+        if is_right:
+            assert read_safetensors(path)[0].keys() == {"a"}
+        else:
+            with pytest.raises(CheckpointError, match=r"its header is larger than 4 MiB"):
+                read_safetensors(path)
 
 
 def test_vocabularies_are_of_bounded_size(tmp_path):

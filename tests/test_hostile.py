@@ -306,13 +306,15 @@ RUN = """
 import json, resource, sys, time
 from contextlib import redirect_stderr
 from io import StringIO
+from pathlib import Path
 from minibark.commands.main import main
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 for line in sys.stdin:
     start, told = time.monotonic(), StringIO()
     with redirect_stderr(told):
         status = main(json.loads(line))
-    seconds, kb = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = time.monotonic() - start
+    kb = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     print(json.dumps([status, told.getvalue(), seconds, kb]), flush=True)
 """
 

@@ -15,6 +15,8 @@ from .torch_files import read_torch_file
 State = dict[str, Tensor]
 """Tensors by name."""
 
+_MAX_HEADER_BYTES = 1 << 22  # of safetensors; that of the large Bark has 130 kB
+
 
 def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
     """The tensors of a file, memory-mapped, and its metadata.
@@ -23,6 +25,9 @@ def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
         CheckpointError: truncated, damaged or not safetensors; the text names the file.
     """
     try:
+        with path.open("rb") as start:
+            if int.from_bytes(start.read(8), "little") > _MAX_HEADER_BYTES:
+                raise ValueError(f"its header is larger than {_MAX_HEADER_BYTES >> 20} MiB")
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
