@@ -29,6 +29,7 @@ from minibark.checkpoint.reading import read_any
 from minibark.checkpoint.tensors import read_pickle
 
 OLD = Path(__file__).parent / "old_torch"
+linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
 DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
@@ -142,6 +143,7 @@ def test_storages_of_old_files_can_be_views(tmp_path):
         read_pickle(tmp_path / "a.pt")
 
 
+@linux
 def test_tensors_lie_in_the_mapped_file(tmp_path):
     state = {f"t{i}": torch.full((10**5,), i) for i in range(20)}
     torch.save(state, tmp_path / "a.pt")
@@ -408,6 +410,7 @@ for body in bodies:
 """
 
 
+@linux
 def test_long_programs_take_little():
     """Each fills what a program may have with what costs most a byte."""
     bodies = [b"~}", b"~]", b"~(", b"~N\x85", b"N~\x85", b"~]\x85", b"~]Na", b"~}K\0Ns"]

@@ -93,7 +93,7 @@ def kinds_of_cases(folder: Path) -> list[Kind]:
 
     def grown(random: Random) -> bytes:
         """A program in which a piece is repeated up to a million times."""
-        program = made.random_program(random)
+        program = made.random_program(random) or b"N"
         start = random.randrange(len(program))
         piece = program[start : start + random.choice([1, 2, 3, 5, 9, 40])]
         n_times = random.choice([10, 1000, 10**6]) // max(len(piece), 1)
