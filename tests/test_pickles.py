@@ -423,6 +423,8 @@ def test_long_programs_take_little():
         + size
         + b"~h\0(h\1K\0h\2h\2tR"
     ]
+    args = b"(" + b"N" * 250_000 + b"tq\0"  # many arguments, of many calls
+    bodies.append(args + made.GLOBALS["dtype"] + b"q\1~h\1h\0R")
     run = [sys.executable, "-P", "-c", HEAVY]
     result = subprocess.run(run, input=b"|".join(bodies), capture_output=True, timeout=100)
     assert result.returncode == 0, result.stderr

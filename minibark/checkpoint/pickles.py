@@ -236,7 +236,7 @@ def _storage(identity: object) -> Storage:
 
     The device does not matter here: numbers of a GPU are stored as any others.
     """
-    match identity:
+    match identity if type(identity) is tuple and len(identity) < 7 else None:
         case ("storage", _Name() as kind, str(key), str(), int(total), *view) if (
             kind in _STORAGES and total >= 0
         ):
