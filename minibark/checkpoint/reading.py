@@ -71,7 +71,8 @@ def read_any(path: Path, cache_dir: str | os.PathLike[str] | None) -> tuple[Stat
         if copy.is_file():
             return _read_copy(copy)
     state, metadata = read_pickle(path)
-    _warn_unless_published(path)
+    if "model_args" in metadata:  # else it is none of Suno's, and will be refused
+        _warn_unless_published(path)
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         with replacing(copy) as part:
