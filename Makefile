@@ -1,5 +1,6 @@
 # make hello      speak a sentence to hello.wav
 # make test       lint, types, tests (Triton kernels under the interpreter), wheel
+# make torture    200,000 damaged files for every reader: minutes
 # make test-gpu   the tests that need an NVIDIA GPU
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: hello test test-gpu lint types format clean
+.PHONY: hello test torture test-gpu lint types format clean
 
 hello: $(VENV)/installed
 	$(BIN)/minibark say "Hello, my name is Bark." --model tiny --seed 0 -o hello.wav
@@ -15,6 +16,9 @@ hello: $(VENV)/installed
 # A worker a core, each on one thread.
 test: $(VENV)/installed-test lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+torture: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/fuzz.py
 
 test-gpu: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m gpu

@@ -23,7 +23,7 @@ from .codec import CodecDecoder
 from .config import BarkConfig
 from .model import GPT, FineGPT
 from .options import GenerateOptions, Options, Seed, TokensLike
-from .pipeline import Audio, Pipeline
+from .pipeline import Audio, Pipeline, warn_of_ends
 from .speech.batch import asked_for, in_groups
 from .speech.plan import LongKeywords, sorted_out
 from .speech.reading import Reading
@@ -176,7 +176,7 @@ class Bark(Stages):
         on_step = knobs.pop("on_step", None)
         checked = Options(**knobs)
         made = self.pipeline.speak([self._row(text, voice, checked)], checked, on_step)
-        self._warn_of_ends([voice.semantic for voice in made], checked)
+        warn_of_ends([voice.semantic for voice in made], checked, self.config.generation)
         return made[0]
 
     def generate_batch(
@@ -205,7 +205,7 @@ class Bark(Stages):
         asked = asked_for(texts, voices, seeds, n, checked)
         rows = [self._row(*one) for one in asked]
         made = list(in_groups(self.pipeline, rows, checked, on_step))
-        self._warn_of_ends([voice.semantic for voice in made], checked)
+        warn_of_ends([voice.semantic for voice in made], checked, self.config.generation)
         return [self.pipeline.decode(voice.fine) for voice in made]
 
     def generate_long(

@@ -21,9 +21,9 @@ from numpy.lib import format as npy_format
 from .config import CheckpointError
 
 _PACKAGE = __name__.partition(".")[0] + "."
-MAX_ARRAY_BYTES = 1 << 26
+MAX_ARRAY_BYTES = 1 << 24  # a voice of 40 minutes; Bark's have some seconds
 _MAX_ELEMENTS = 1 << 22  # of an array
-_MAX_JSON_BYTES = 1 << 27  # the largest real one, a tokenizer.json, has 2 MB
+MAX_TEXT_BYTES = 1 << 24  # of JSON and vocabularies; the largest, a tokenizer.json, has 2 MB
 
 
 @contextlib.contextmanager
@@ -63,8 +63,19 @@ def warn(text: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """One line that says what went wrong."""
-    return " ".join(str(error).split())[:1000] or type(error).__name__
+    """One line that says what went wrong, unprintable characters escaped."""
+    return shown(" ".join(str(error)[:9000].split()), 1000) or type(error).__name__
+
+
+def shown(text: object, length: int = 200) -> str:
+    """A name from a file as a message may have it: of bounded length, and printable.
+
+    Terminal escapes, line ends, lone surrogates and characters that turn the direction of the text
+    come out as Python writes them.
+    """
+    start = str(text)[: length + 1]
+    result = "".join(char if char.isprintable() else repr(char)[1:-1] for char in start)
+    return result if len(result) <= length else result[: length - 3] + "..."
 
 
 @contextlib.contextmanager
@@ -80,14 +91,15 @@ def inside(name: object, where: str) -> str:
     """`name` if it is a relative path that stays in its folder.
 
     Raises:
-        CheckpointError: absolute, with `..`, a drive or a backslash, or not a string.
+        CheckpointError: absolute, with `..`, a drive or a backslash, not a string, or one that no
+            message could show: unprintable, or of more than 200 characters.
     """
-    if isinstance(name, str) and name and not set(name) & {"\\", "\0", ":"}:
+    if isinstance(name, str) and name and shown(name) == name and not set(name) & {"\\", ":"}:
         path = PurePosixPath(name)
         if not path.is_absolute() and ".." not in path.parts:
             return name
     raise CheckpointError(
-        f"{where} names a file outside its folder, which is refused: {name!r:.80}"
+        f"{where} names a file outside its folder, which is refused: {shown(name)}"
     )
 
 
@@ -97,9 +109,9 @@ def read_json(path: Path) -> Any:
     Raises:
         CheckpointError: not UTF-8 JSON; the text names the file.
     """
-    if path.stat().st_size > _MAX_JSON_BYTES:
+    if path.stat().st_size > MAX_TEXT_BYTES:
         raise CheckpointError(
-            f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB: not a checkpoint's"
+            f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB: not a checkpoint's"
         )
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
@@ -135,6 +147,9 @@ def read_npz(file: BinaryIO, names: Sequence[str]) -> dict[str, np.ndarray[Any, 
     """
     arrays = {}
     with zipfile.ZipFile(file) as archive:
+        methods = {member.compress_type for member in archive.infolist()}
+        if not methods <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:  # others inflate without end
+            raise ValueError("it is compressed otherwise than NumPy does")
         members = set(archive.namelist()) & {f"{name}.npy" for name in names}
         for name in names:
             if f"{name}.npy" in members:

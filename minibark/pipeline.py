@@ -22,6 +22,7 @@ from .checkpoint.tensors import State
 from .coarse import generate_coarse
 from .config import STAGES, BarkConfig, GenerationConfig
 from .decoding import Decoder
+from .files import warn
 from .fine import generate_fine
 from .model import GPT
 from .options import Options
@@ -235,3 +236,19 @@ class Pipeline:
             return decoder
 
         return make
+
+
+def warn_of_ends(semantics: Sequence[Tensor], options: Options, config: GenerationConfig) -> None:
+    """Warn of texts that ended at once, or not at all."""
+    if not all(map(len, semantics)):
+        warn(
+            "the model ended the text at its first step: no audio. Another seed, a higher "
+            "min_eos_p or another wording may help"
+        )
+    is_free = options.max_duration_s is None and options.allow_early_stop
+    if is_free and any(len(semantic) >= config.max_new_tokens for semantic in semantics):
+        warn(
+            f"the text had not ended at the longest that the model speaks, "
+            f"{config.max_new_tokens / config.semantic_rate_hz:.1f} s, so its end may be missing. "
+            "Say it in shorter pieces (generate_long), or try another seed"
+        )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from .checkpoint.voices import VoiceLike, Voices
 from .config import BarkConfig
-from .files import warn
 from .options import Options, Seed, TokensLike, code_ids, token_ids
-from .pipeline import Audio, Pipeline, Row
+from .pipeline import Audio, Pipeline, Row, warn_of_ends
 from .sampling import OnStep
 from .text import readable_ids
 from .tokenizer import Tokenizer
@@ -87,7 +84,7 @@ class Stages:
         )
         row = self._row(text, voice, options)
         semantics = self.pipeline.semantic([row], options, on_step)
-        self._warn_of_ends(semantics, options)
+        warn_of_ends(semantics, options, self.config.generation)
         return semantics[0]
 
     def semantic_to_coarse(
@@ -167,19 +164,3 @@ class Stages:
         if not len(ids):
             raise ValueError("text holds no ids; give at least one")
         return Row(ids, self.load_voice(voice), options.generator(self.device))
-
-    def _warn_of_ends(self, semantics: Sequence[Tensor], options: Options) -> None:
-        """Warn of texts that ended at once, or not at all."""
-        g = self.config.generation
-        if not all(map(len, semantics)):
-            warn(
-                "the model ended the text at its first step: no audio. Another seed, a higher "
-                "min_eos_p or another wording may help"
-            )
-        is_free = options.max_duration_s is None and options.allow_early_stop
-        if is_free and any(len(semantic) >= g.max_new_tokens for semantic in semantics):
-            warn(
-                f"the text had not ended at the longest that the model speaks, "
-                f"{g.max_new_tokens / g.semantic_rate_hz:.1f} s, so its end may be missing. Say "
-                "it in shorter pieces (generate_long), or try another seed"
-            )

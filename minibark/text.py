@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import partial
 
-from .files import warn
+from .files import shown, warn
 from .tokenizer import Tokenizer
 
 LEVELS = ("off", "plain", "all")
@@ -164,4 +164,4 @@ def _shown(word: str) -> str:
     """A word in quotes, shortened; what has no picture as its code point."""
     if len(word) == 1 and not word.isprintable():
         return f"U+{ord(word):04X}"
-    return repr(word if len(word) <= 20 else f"{word[:17]}...")
+    return repr(shown(word, 20))

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .bert_characters import CJK, DROPPED, PUNCTUATION, characters
-from .files import replacing
+from .files import MAX_TEXT_BYTES, reason, replacing
 
 _UNKNOWN = "[UNK]"
 _SPECIALS = ("[PAD]", _UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
@@ -64,6 +64,8 @@ class Tokenizer:
             ValueError: the file is not UTF-8, or its pieces are not a vocabulary.
         """
         try:
+            if Path(path).stat().st_size > MAX_TEXT_BYTES:
+                raise ValueError(f"it is larger than {MAX_TEXT_BYTES >> 20} MiB")
             text = Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n")
             return cls(text.split("\n") if text else ())
         except FileNotFoundError:
@@ -71,7 +73,7 @@ class Tokenizer:
                 f"no vocabulary at {path}; `hf download suno/bark-small vocab.txt` fetches Bark's"
             ) from None
         except ValueError as error:
-            raise ValueError(f"{path} is not a vocab.txt: {error}") from error
+            raise ValueError(f"{path} is not a vocab.txt: {reason(error)}") from error
 
     @classmethod
     def characters(cls) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import signal
@@ -9,14 +10,20 @@ import stat
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import checkpoints as made
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from minibark import CheckpointError, Tokenizer, Voice, convert, save_audio
-from minibark.files import inside, read_json, replacing
+from minibark import CheckpointError, Tokenizer, Voice, VoiceError, convert, save_audio
+from minibark.checkpoint.tensors import read_safetensors
+from minibark.checkpoint.voices import Voices
+from minibark.commands.main import main
+from minibark.files import MAX_TEXT_BYTES, inside, read_json, read_npz, replacing, shown
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 AUDIO = np.zeros(24_000, np.float32)
@@ -308,11 +315,105 @@ def test_names_that_stay_inside():
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../a", "a/..", "a/../b", "/a", "//a", "\\a", "a\\b", "c:a", "a\0", None, 3]
+    "name",
+    [
+        *("", "..", "../a", "a/..", "a/../b", "/a", "//a", "\\a", "a\\b", "c:a", None, 3),
+        *("a\0", "a\n", "a\x1b[2J", "a\ud800", "a\u202e", "a" * 201),
+    ],
 )
 def test_names_that_do_not(name):
-    with pytest.raises(CheckpointError, match="the index names a file outside its folder"):
+    with pytest.raises(CheckpointError, match="the index names a file outside its folder") as error:
         inside(name, "the index")
+    assert len(str(error.value)) < 300 and str(error.value).isprintable()
+
+
+@given(st.text(st.characters(), max_size=300), st.integers(10, 250))
+def test_what_a_message_shows(name, length):
+    result = shown(name, length)
+    assert result.isprintable() and len(result) <= length
+    result.encode()
+    if name.isprintable():
+        assert result == name or (len(name) > length and result == name[: length - 3] + "...")
+    else:
+        assert "\\" in result or result.endswith("...")
+
+
+def test_what_a_message_shows_of_some_names():
+    assert shown("v2/日本 é") == "v2/日本 é"
+    assert shown("\x1b[2J\n\ud800\u202e") == r"\x1b[2J\n\ud800\u202e"
+    assert shown("x" * 201) == "x" * 197 + "..."
+    assert shown((1, 2)) == "(1, 2)"
+
+
+def test_json_is_of_bounded_size(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"[" + b" " * (MAX_TEXT_BYTES - 2) + b"]")
+    assert read_json(path) == []
+    path.write_bytes(b"[" + b" " * (MAX_TEXT_BYTES - 1) + b"]")
+    with pytest.raises(CheckpointError, match="larger than 16 MiB"):
+        read_json(path)
+
+
+def test_headers_of_safetensors_are_of_bounded_size(tmp_path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    for size, is_right in ((1 << 22, True), ((1 << 22) + 1, False)):
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(size.to_bytes(8, "little") + header.ljust(size))
+        if is_right:
+            assert read_safetensors(path)[0].keys() == {"a"}
+        else:
+            with pytest.raises(CheckpointError, match=r"its header is larger than 4 MiB"):
+                read_safetensors(path)
+
+
+def test_vocabularies_are_of_bounded_size(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_bytes(b"[UNK]\n" + b"x" * (MAX_TEXT_BYTES - 6))
+    assert len(Tokenizer.from_file(path)) == 2
+    path.write_bytes(b"[UNK]\n" + b"x" * (MAX_TEXT_BYTES - 5))
+    with pytest.raises(ValueError, match=r"vocab\.txt is not .* larger than 16 MiB"):
+        Tokenizer.from_file(path)
+    path.write_bytes(b"\x1b[2J" * 100_000 + b"\n\n")
+    with pytest.raises(ValueError, match=r"vocab\.txt is not") as error:
+        Tokenizer.from_file(path)
+    assert len(str(error.value)) < 1500 and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_arrays_stored_or_deflated(method, tmp_path):
+    (np.savez if method == zipfile.ZIP_STORED else np.savez_compressed)(tmp_path / "a", a=[1, 2])
+    with (tmp_path / "a.npz").open("rb") as file:
+        assert read_npz(file, ["a"])["a"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_arrays_packed_otherwise(method, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
+        archive.writestr("a.npy", b"")
+    with (tmp_path / "a.npz").open("rb") as file, pytest.raises(ValueError, match="compressed"):
+        read_npz(file, ["a"])
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_near_names_are_looked_for_among_2000(is_early):
+    near, others = {"near": {}}, {f"{i:04}": {} for i in range(2000)}
+    voices = Voices(near | others if is_early else others | near, Path)
+    with pytest.raises(VoiceError, match="has 2001 voices") as error:
+        voices.load("neat")
+    assert ("near names: near" in str(error.value)) == is_early
+
+
+def test_voice_names_do_not_reach_the_terminal_raw(tmp_path, capsys):
+    voice = made.random_voice(made.TINY.generation)
+    made.save_hf(made.tiny_bark(), tmp_path / "bark")
+    made.save_hf_voices(tmp_path / "bark", {"good": voice})
+    index = tmp_path / "bark" / "speaker_embeddings_path.json"
+    document = json.loads(index.read_text())
+    document["\x1b[2J\ud800\n" + "x" * 300] = document["good"]
+    index.write_text(json.dumps(document))
+    assert main(["voices", "--model", str(tmp_path / "bark"), "--offline"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [r"\x1b[2J\ud800\n" + "x" * 182 + "...", "good"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 10**6, b"1" * 10**5, b"nul"])
@@ -326,7 +427,7 @@ def test_what_is_not_json_is_named(content, tmp_path):
 def test_a_json_file_of_any_size_costs_nothing(tmp_path):
     with (tmp_path / "a.json").open("wb") as file:
         file.truncate(1 << 40)  # takes no room on the disk
-    with pytest.raises(CheckpointError, match=r"a\.json is larger than 128 MiB"):
+    with pytest.raises(CheckpointError, match=r"a\.json is larger than 16 MiB"):
         read_json(tmp_path / "a.json")
 
 

@@ -109,6 +109,19 @@ def test_no_file_is_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
 
 
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_nothing_is_unpickled(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not {alias.name for alias in node.names} & {"pickle", "marshal", "shelve"}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module not in ("pickle", "marshal", "shelve", "torch.serialization")
+        elif isinstance(node, ast.Attribute):
+            assert ast.unparse(node) != "torch.load"
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert ast.unparse(node.value) == "False"
+
+
 def test_the_model_is_read_in_an_evening():
     lines = [len((PACKAGE / f"{name}.py").read_text().splitlines()) for name in MODEL]
     assert sum(lines) <= 1850

@@ -430,7 +430,7 @@ def test_a_file_of_any_size_costs_little(arrays, tmp_path):
     path = tmp_path / "voice.npz"
     with path.open("wb") as file:
         file.truncate(1 << 40)  # takes no room on the disk
-    with pytest.raises(VoiceError, match=r"voice\.npz is larger than 64 MiB"):
+    with pytest.raises(VoiceError, match=r"voice\.npz is larger than 16 MiB"):
         Voice.load(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("fine_prompt.npy", npy("(25000000,)", data=bytes(200_000_000)))

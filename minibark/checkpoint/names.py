@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..codec import CodecDecoder
 from ..config import CheckpointError, CodecConfig
-from ..files import naming
-from .shapes import NoDraws
+from ..files import naming, shown
+from .shapes import NoDraws, some
 from .tensors import State
 
 HF_WORDS = {
@@ -58,7 +58,7 @@ def codec_state(state: State, config: CodecConfig, where: str) -> State:
     """The codec's state in our names, checked, whichever of its two it came under."""
     for name, tensor in state.items():
         if not tensor.is_floating_point() and not name.startswith("encoder."):
-            raise CheckpointError(f"{where}: codec {name} holds {tensor.dtype}, not floats")
+            raise CheckpointError(f"{where}: codec {shown(name)} holds {tensor.dtype}, not floats")
     with naming(where), NoDraws():
         return codec_state_dict(state, config)
 
@@ -113,7 +113,7 @@ def codec_state_dict(state: Mapping[str, Tensor], config: CodecConfig) -> dict[s
         ("cannot have", found.keys() - expected),
     ):
         if keys:
-            raise CheckpointError(f"a codec of this shape {problem} {', '.join(sorted(keys)[:9])}")
+            raise CheckpointError(f"a codec of this shape {problem} {some(keys)}")
     for key, shape in expected.items():
         if found[key].shape != shape:
             got = tuple(found[key].shape)
@@ -139,10 +139,14 @@ def fold_weight_norm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for stem in sorted(stems):
             g, v = (folded.pop(stem + end, None) for end in ends)
             if g is None or v is None:
-                raise CheckpointError(f"weight norm of {stem} needs both {ends[0]} and {ends[1]}")
+                raise CheckpointError(
+                    f"weight norm of {shown(stem)} needs both {ends[0]} and {ends[1]}"
+                )
             if v.ndim < 2 or g.shape != (len(v), *[1] * (v.ndim - 1)):
                 shapes = f"g {tuple(g.shape)}, v {tuple(v.shape)}"
-                raise CheckpointError(f"weight norm of {stem} has shapes that do not fit: {shapes}")
+                raise CheckpointError(
+                    f"weight norm of {shown(stem)} has shapes that do not fit: {shapes}"
+                )
             norm = torch.linalg.vector_norm(v.float(), dim=tuple(range(1, v.ndim)), keepdim=True)
             folded[f"{stem}.weight"] = v.float() * (g.float() / norm)
     return folded

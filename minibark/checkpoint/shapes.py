@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..codec import CodecDecoder
 from ..config import STAGES, BarkConfig, CheckpointError
+from ..files import shown
 from ..model import GPT, FineGPT
 from .rows import SCALE
 from .tensors import State
@@ -107,4 +108,4 @@ def some(names: Iterable[str]) -> str:
     """The first five names and how many more there are."""
     ordered = sorted(names)
     more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
-    return ", ".join(ordered[:5]) + more
+    return ", ".join(map(shown, ordered[:5])) + more

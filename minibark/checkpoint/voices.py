@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import inside, read_json
+from ..files import inside, read_json, shown
 from ..voice import PARTS, Voice, VoiceError
+
+_MAX_COMPARED = 2000  # names of an index, to find those near to one
 
 VoiceLike = Voice | str | os.PathLike[str] | Mapping[str, Any] | None
 """A voice by name or `.npz` path, as a `Voice`, as Suno's dictionary, or None for none."""
@@ -108,7 +111,7 @@ class Voices:
             if not isinstance(entry, dict) or not {f"{part}_prompt" for part in PARTS} <= set(
                 entry
             ):
-                raise VoiceError(f"{index}: voice {name!r:.80} lacks one of its three arrays")
+                raise VoiceError(f"{index}: voice {shown(name)} lacks one of its three arrays")
             # Some indices were written on Windows.
             paths = {part: entry[f"{part}_prompt"] for part in PARTS}
             files[name] = {
@@ -148,8 +151,9 @@ class Voices:
             FileNotFoundError: the index names a file that is not there.
         """
         if name not in self._files:
-            near = difflib.get_close_matches(name, self._files, n=3, cutoff=0.5)
-            hint = f"; near names: {', '.join(near)}" if near else ""
+            some = itertools.islice(self._files, _MAX_COMPARED)
+            near = difflib.get_close_matches(name, some, n=3, cutoff=0.5)
+            hint = f"; near names: {', '.join(map(shown, near))}" if near else ""
             have = (
                 f"has {len(self)} voices ('minibark voices' lists them)"
                 if self._files

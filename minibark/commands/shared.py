@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ..checkpoint.hub import BUILT_IN, RANDOM
+from ..files import shown
 from ..options import Knobs, Options, knobs
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def show(line: str) -> None:
 
 def tell(line: str) -> None:
     """Say one line on stderr."""
-    print("minibark:", " ".join(line.split()), file=sys.stderr)
+    print("minibark:", shown(" ".join(line.split()), 4000), file=sys.stderr)
 
 
 def checkpoint_parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from ..bark import Bark
 from ..checkpoint.layouts import open_voices
 from ..checkpoint.voices import Voices, language
 from ..config import GenerationConfig
+from ..files import shown
 from ..voice import Voice, VoiceError
 from .shared import add_model, check_writable, checkpoint_options, show
 
@@ -71,7 +72,7 @@ def _list(voices: Voices, config: GenerationConfig, model: str) -> None:
     """A line for each voice: name, seconds where its files are here, language where it is told."""
     if not len(voices):
         show(f"{model} comes with no voices")
-    width = max(map(len, voices), default=0)
+    width = max((len(shown(name)) for name in voices), default=0)
     for name in voices:
         seconds = ""
         if voices.is_here(name):
@@ -80,4 +81,4 @@ def _list(voices: Voices, config: GenerationConfig, model: str) -> None:
                 seconds = f"{n_frames / config.coarse_rate_hz:5.1f} s"
             except (VoiceError, FileNotFoundError):
                 seconds = "damaged"
-        show(f"{name:<{width}}  {seconds:>7}  {language(name)}".rstrip())
+        show(f"{shown(name):<{width}}  {seconds:>7}  {language(name)}".rstrip())

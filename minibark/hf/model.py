@@ -19,7 +19,7 @@ from ..checkpoint.opened import Checkpoint, Reopening
 from ..checkpoint.voices import VoiceLike
 from ..config import BarkConfig, CodecConfig, FineGPTConfig, GPTConfig
 from ..options import Options, Seed, TokensLike, token_ids
-from ..pipeline import Pipeline, Row
+from ..pipeline import Pipeline, Row, warn_of_ends
 from ..precision import FLOATS
 from .keywords import Place, device_of, precision_of, refuse_unknown, stage_options
 from .processor import BarkProcessor
@@ -207,6 +207,7 @@ class BarkModel:
             rows.append(Row(ids, voice, own))
         voices, streams = [voice] * len(rows), [row.generator for row in rows]
         semantics = self._pipeline.semantic(rows, options["semantic"])
+        warn_of_ends(semantics, options["semantic"], self._pipeline.config.generation)
         coarses = self._pipeline.coarse(semantics, voices, streams, options["coarse"])
         fines = self._pipeline.fine(coarses, voices, streams, options["fine"])
         audios = [torch.from_numpy(self._pipeline.decode(codes)) for codes in fines]
