@@ -11,18 +11,20 @@
       | ELU, conv over 7 samples                    (B, 1, 320T)      layers 14, 15
     audio   (B, 320T)       24_000 Hz
 
-No layer looks ahead, so later frames never change the audio of earlier ones. All that one chunk
-would hand to the next is each convolution's last `context` inputs, each transposed convolution's
-last input and the LSTM's states. The exception is the start, where a convolution takes the mirror
-image of what follows as the past that it lacks: nothing is final until 7 frames are there.
+No layer looks ahead, so later frames never change the audio of earlier ones. The exception is the
+start, where a convolution takes the mirror image of what follows as the past that it lacks: nothing
+is final until 7 frames are there. `codec_stream.py` decodes piece by piece.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .codec_stream import Audio, Piece, stream_audio
 from .config import CodecConfig
 
 
@@ -33,9 +35,8 @@ class CodecDecoder(nn.Module):
         """Build the decoder with random weights."""
         super().__init__()
         self.config = config
-        self.codebooks = nn.Parameter(
-            torch.randn(config.n_codebooks, config.codebook_size, config.hidden_size)
-        )
+        shape = (config.n_codebooks, config.codebook_size, config.hidden_size)
+        self.codebooks = nn.Parameter(torch.randn(shape))
         self.decoder = _SEANet(config)
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -50,7 +51,23 @@ class CodecDecoder(nn.Module):
 
         Source: encodec/model.py `EncodecModel.decode`.
         """
-        n_codebooks, codebook_size, _ = self.codebooks.shape
+        latent = self._latent(codes)
+        if latent.numel() == 0:
+            return latent.new_zeros(len(codes), codes.shape[2] * self.config.hop_length)
+        audio: Tensor = self.decoder(latent)  # (B, 1, N)
+        return audio.squeeze(1)
+
+    def stream(self, pieces: Iterable[Piece]) -> Iterator[Audio]:
+        """Audio (N,) of one clip's codes in pieces (K, T), as soon as no later piece can change it.
+
+        Joined, the samples are those of the joined codes, up to the rounding of sums. K is one for
+        all, T may be 0. ValueError, when it comes to it: a piece of another dtype, shape or range.
+        """
+        return stream_audio(self._latent, self.decoder.layers, pieces)
+
+    def _latent(self, codes: Tensor) -> Tensor:
+        """The sum of each frame's rows, (B, D, T)."""
+        n_codebooks, codebook_size, hidden_size = self.codebooks.shape
         if codes.dtype != torch.int64 or codes.ndim != 3 or not 1 <= codes.shape[1] <= n_codebooks:
             raise ValueError(
                 f"codes must be int64 of shape (B, K, T) with K from 1 to {n_codebooks}, "
@@ -58,13 +75,12 @@ class CodecDecoder(nn.Module):
             )
         B, K, T = codes.shape
         if codes.numel() == 0:
-            return self.codebooks.new_zeros(B, T * self.config.hop_length)
+            return self.codebooks.new_zeros(B, hidden_size, T)
         low, high = torch.stack(codes.aminmax()).tolist()
         if low < 0 or high >= codebook_size:
             raise ValueError(f"codes must be in [0, {codebook_size}), got {low} to {high}")
         rows = [F.embedding(codes[:, k], self.codebooks[k]) for k in range(K)]  # K of (B, T, D)
-        audio: Tensor = self.decoder(torch.stack(rows).sum(0).transpose(1, 2))  # (B, 1, N)
-        return audio.squeeze(1)
+        return torch.stack(rows).sum(0).transpose(1, 2)
 
 
 class _SEANet(nn.Module):
@@ -105,13 +121,13 @@ class _CausalConv(nn.Module):
         self.context = (kernel_size - 1) * dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.context:
-            # the past is a mirror, x3 x2 x1 | x0 x1 x2 x3, with zeros where x is too short for it
-            past = x[..., 1 : self.context + 1].flip(-1)
-            past = F.pad(past, (self.context - past.shape[-1], 0))
-            x = torch.cat((past, x), dim=-1)
-        y: Tensor = self.conv(x)
+        y: Tensor = self.conv(torch.cat((self.mirror(x), x), dim=-1) if self.context else x)
         return y
+
+    def mirror(self, x: Tensor) -> Tensor:
+        """The past before x: x3 x2 x1 | x0 x1 x2 x3, with zeros where x is too short for it."""
+        past = x[..., 1 : self.context + 1].flip(-1)
+        return F.pad(past, (self.context - past.shape[-1], 0))
 
 
 class _Upsample(nn.Module):

@@ -5,15 +5,12 @@ Tokens are the plain model's, up to the rounding of sums and what a precision le
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checkpoint.rows import floats_state
 from .checkpoint.shapes import empty_module
@@ -151,26 +148,6 @@ def passes(model: FineGPT, choice: Choice) -> Passes:
     from .gpu.decoder import GraphFine
 
     return GraphFine(model, backend=choice.backend)
-
-
-_SETTING = threading.RLock()
-
-
-@contextlib.contextmanager
-def running(device: torch.device) -> Iterator[None]:
-    """How torch is set while a stage runs, whatever the caller has set around it."""
-    with contextlib.ExitStack() as settings:
-        if torch.is_autocast_enabled(device.type):
-            settings.enter_context(torch.autocast(device.type, enabled=False))
-        if torch.get_default_device().type != "cpu":
-            settings.enter_context(torch.device("cpu"))
-        if device.type == "cuda":
-            settings.enter_context(_SETTING)  # the two below are the process's, not the thread's
-            # cuDNN would first plan its attention for every length, and round sums to TF32.
-            kinds = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-            settings.enter_context(sdpa_kernel(kinds))
-            settings.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
-        yield
 
 
 def describe(model: nn.Module, choice: Choice) -> str:

@@ -338,7 +338,17 @@ def test_help(args, capsys):
 
 
 def test_long_text_warns_in_one_line(model, tmp_path, capsys):
-    args = ["say", "ab " * 200, "-o", str(tmp_path / "o.wav"), "--model", model, "-q", *QUICK]
+    args = [
+        "say",
+        "ab " * 200,
+        "--one-piece",
+        "-o",
+        str(tmp_path / "o.wav"),
+        "--model",
+        model,
+        "-q",
+        *QUICK,
+    ]
     assert main(args) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("minibark: warning: the text has 400 tokens, Bark reads 256")

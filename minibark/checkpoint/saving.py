@@ -95,10 +95,14 @@ def save_checkpoint(
             document["normalize"] = checkpoint.normalize
         (part / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         checkpoint.tokenizer.save(part / "vocab.txt")
-        for name, voice in found.items():
+        for done, (name, voice) in enumerate(found.items()):
+            if on_step:
+                on_step("writing", done, len(found))
             path = part / "voices" / f"{name}.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
             voice.save(path)
+        if on_step:
+            on_step("writing", len(found), len(found))
 
 
 def _load_voices(

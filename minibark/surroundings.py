@@ -1,0 +1,29 @@
+"""How torch is set while a stage runs, whatever the caller has set around it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_SETTING = threading.RLock()
+
+
+@contextlib.contextmanager
+def running(device: torch.device) -> Iterator[None]:
+    """Neither autocast nor a default device nor TF32 while the block runs on `device`."""
+    with contextlib.ExitStack() as settings:
+        if torch.is_autocast_enabled(device.type):
+            settings.enter_context(torch.autocast(device.type, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            settings.enter_context(torch.device("cpu"))
+        if device.type == "cuda":
+            settings.enter_context(_SETTING)  # the two below are the process's, not the thread's
+            # cuDNN would first plan its attention for every length, and round sums to TF32.
+            kinds = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+            settings.enter_context(sdpa_kernel(kinds))
+            settings.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
+        yield
