@@ -19,6 +19,7 @@ from torch import Tensor
 from ..checkpoint.layouts import open_tokenizer, open_voices
 from ..checkpoint.voices import VoiceLike, Voices
 from ..config import GenerationConfig
+from ..text import readable
 from ..tokenizer import Tokenizer
 from ..voice import Voice
 from .keywords import refuse_unknown
@@ -127,6 +128,8 @@ class BarkProcessor:
         pad, cls, sep = map(self._special, ("[PAD]", "[CLS]", "[SEP]"))
         first, last = ([cls], [sep]) if add_special_tokens else ([], [])
         room = max(0, length - len(first + last)) if truncation else None
+        for each in filter(str.strip, texts):
+            readable(each, self.tokenizer)  # which tells what cannot be read
         rows = [first + self.tokenizer.encode(each)[:room] + last for each in texts]
         length = max(length, *map(len, rows))
         made: dict[str, Any] = {"input_ids": [row + [pad] * (length - len(row)) for row in rows]}
