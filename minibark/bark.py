@@ -24,7 +24,7 @@ from .config import BarkConfig
 from .model import GPT, FineGPT
 from .options import GenerateOptions, Options, Seed, TokensLike
 from .pipeline import Audio, Pipeline, warn_of_ends
-from .speech.batch import asked_for, in_groups
+from .speech.batch import asked_for, in_groups, of_item
 from .speech.plan import LongKeywords, sorted_out
 from .speech.reading import Reading
 from .stages import Stages
@@ -199,11 +199,19 @@ class Bark(Stages):
             **options: as for `generate`; they hold for all.
 
         Returns:
-            `len(texts) * n` arrays (N,) float32; errors are those of `generate`.
+            `len(texts) * n` arrays (N,) float32.
+
+        Raises:
+            ValueError, VoiceError, FileNotFoundError: as from `generate`, saying for which text;
+                or lists whose lengths do not fit.
         """
-        checked, _, on_step = sorted_out(options)
-        asked = asked_for(texts, voices, seeds, n, checked)
-        rows = [self._row(*one) for one in asked]
+        knobs: dict[str, Any] = {**options}
+        on_step = knobs.pop("on_step", None)
+        checked = Options(**knobs)
+        rows = []
+        for clip, one in enumerate(asked_for(texts, voices, seeds, n, checked)):
+            with of_item("texts", clip // n):
+                rows.append(self._row(*one))
         made = list(in_groups(self.pipeline, rows, checked, on_step))
         warn_of_ends([voice.semantic for voice in made], checked, self.config.generation)
         return [self.pipeline.decode(voice.fine) for voice in made]

@@ -41,6 +41,7 @@ class Knob:
         metavar: what stands for a value on the command line.
         flag: the command line's name for it; "" is the field's own.
         bare: the value that the flag alone stands for on the command line, if any.
+        is_needed: whether None is refused.
     """
 
     kind: type
@@ -50,6 +51,7 @@ class Knob:
     metavar: str = ""
     flag: str = ""
     bare: str = ""
+    is_needed: bool = False
 
 
 def knob_field(*knob: Any, **more: Any) -> dict[str, Knob]:
@@ -148,7 +150,11 @@ class Options(Knobs):
     allow_early_stop: bool = field(
         default=True,
         metadata=knob_field(
-            bool, "True or False", lambda _: True, "end where the model does, not at the limit"
+            bool,
+            "True or False",
+            lambda _: True,
+            "end where the model does, not at the limit",
+            is_needed=True,
         ),
     )
     max_coarse_history: int | None = field(
@@ -232,7 +238,7 @@ def _checked(name: str, knob: Knob, value: Any) -> Any:
     """The value as a plain Python number, if it is one that the knob can have."""
     if isinstance(value, torch.Generator) and name == "seed":
         return value
-    if value is None and knob.kind is not bool:
+    if value is None and not knob.is_needed:
         return None
     kinds: dict[type, tuple[type, ...]] = {
         float: (int, float, np.integer, np.floating),

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from minibark import Bark
 from minibark.checkpoint import saving
 from minibark.checkpoint.opened import Checkpoint
 from minibark.checkpoint.presets import preset
@@ -83,6 +84,17 @@ def save_checkpoint(directory: Path, config: BarkConfig, stages: dict[str, nn.Mo
     voices = Voices.from_directory(directory / "made")
     checkpoint = Checkpoint("made", config, states, Tokenizer.characters(), voices)
     saving.save_checkpoint(checkpoint, directory / "bark", list(voices))
+
+
+def ending_bark(folder: Path) -> Bark:
+    """A Bark of `CONFIG`, by way of a file, whose utterances end early, or at once."""
+    stages = {name: random_stage(name) for name in ("coarse", "fine", "codec")}
+    stages["semantic"] = ending_early(random_stage("semantic"))
+    states = {name: module.state_dict() for name, module in stages.items()}
+    voices = Voices({}, folder.joinpath)
+    checkpoint = Checkpoint("", CONFIG, states, Tokenizer.characters(), voices)
+    saving.save_checkpoint(checkpoint, folder)
+    return Bark.from_pretrained(folder, device="cpu")
 
 
 def random_voice(n_semantic: int, seed: int = 0) -> Voice:

@@ -8,11 +8,7 @@ import torch
 from random_bark import assert_same_tokens, random_voice
 
 from minibark import Bark, Options
-from minibark.checkpoint.opened import Checkpoint
-from minibark.checkpoint.saving import save_checkpoint
-from minibark.checkpoint.voices import Voices
 from minibark.pipeline import Row
-from minibark.tokenizer import Tokenizer
 
 TEXTS = ("Hello, my name is Suno. [laughs]", "A.", "One, two, three, four, five.", "Yes?", "No!")
 VOICES = (None, random_voice(300, 5), random_voice(11), random_voice(160), random_voice(400, 2))
@@ -28,13 +24,7 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def bark(tmp_path_factory) -> Bark:
-    stages = {name: random_bark.random_stage(name) for name in ("coarse", "fine", "codec")}
-    stages["semantic"] = random_bark.ending_early(random_bark.random_stage("semantic"))
-    states = {name: module.state_dict() for name, module in stages.items()}
-    folder = tmp_path_factory.mktemp("pipeline") / "bark"
-    tokenizer, voices = Tokenizer.characters(), Voices({}, lambda name: folder / name)
-    save_checkpoint(Checkpoint("", random_bark.CONFIG, states, tokenizer, voices), folder)
-    return Bark.from_pretrained(folder, device="cpu")
+    return random_bark.ending_bark(tmp_path_factory.mktemp("pipeline") / "bark")
 
 
 def rows(bark: Bark) -> list[Row]:

@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         try:
             args.run(args)
         except KeyboardInterrupt:
-            tell("interrupted; nothing was written")
+            is_stream = getattr(args, "output", None) == "-"
+            tell("interrupted" if is_stream else "interrupted; nothing was written")
             return 1
         except BrokenPipeError:
             # The reader has gone; keep the interpreter from telling so again at exit.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import select
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ..audio import FORMATS, AudioStream, check_suffix, encode_audio, save_audio
 from ..bark import Bark
@@ -19,15 +17,10 @@ from ..files import replacing
 from ..options import Options
 from ..pipeline import Audio
 from ..precision import BACKENDS, PRECISIONS
-from ..sampling import OnStep
-from ..speech.batch import MOST_ROWS
 from ..speech.dialog import parse_speakers
-from ..speech.pieces import cut
 from ..speech.plan import LongOptions
-from ..speech.reading import Reading
-from ..text import plain
-from ..voice import Voice
 from .bars import Bars
+from .long import Listening, Said, is_one_piece, preview, reading_of, say_pieces
 from .shared import (
     add_model,
     add_options,
@@ -35,7 +28,6 @@ from .shared import (
     check_writable,
     checkpoint_options,
     options_of,
-    show,
     tell,
     whole_number,
 )
@@ -115,95 +107,57 @@ def _run(args: argparse.Namespace) -> None:
     text = _text(args)
     bark = _bark(args)
     if args.split_preview:
-        _preview(_reading(bark, text, args, options, plan))
+        preview(reading_of(bark, text, args, options, plan))
         return
     start = time.perf_counter()
-    with Bars(args.quiet) as bars:
-        on_step = _Listening(bars.step) if args.output == "-" else bars.step
-        if args.one_piece or _is_one_piece(bark, text, args, options, plan):
-            made = bark.generate_voice(text, args.voice, on_step=on_step, **vars(options))
-            audio, first_s = bark.decode(made.fine), None
-            if args.output == "-" and len(audio):
-                _write_stdout(audio, bark.sample_rate, args.raw)
-        else:
-            reading = _reading(bark, text, args, options, plan)
-            made, audio, first_s = _long(bark, reading, args, bars, on_step, start)
+    said = _say(bark, text, args, options, plan, start)
     wall_s = time.perf_counter() - start
-    if not len(audio):
+    if not said.n_samples:
         raise ValueError("no audio was made, so nothing was written")
-    if args.save_voice:
-        made.save(args.save_voice)
     if args.output != "-":
-        if args.raw:
-            with replacing(args.output) as part, part.open("wb") as file:
-                AudioStream(file, bark.sample_rate, raw=True).write(audio)
-        else:
-            save_audio(args.output, audio, bark.sample_rate)
+        _write(said, args, bark.sample_rate)
+    if args.save_voice:
+        said.voice.save(args.save_voice)
     if not args.quiet:
-        audio_s = len(audio) / bark.sample_rate
+        audio_s = said.n_samples / bark.sample_rate
         place = "stdout" if args.output == "-" else args.output
-        said = f"{place}: {audio_s:.1f} s of audio in {wall_s:.1f} s, RTF {wall_s / audio_s:.2f}"
-        soon = f", the first sound after {first_s:.1f} s" if first_s is not None else ""
-        print(said + soon, file=sys.stderr)
+        told = f"{place}: {audio_s:.1f} s of audio in {wall_s:.1f} s, RTF {wall_s / audio_s:.2f}"
+        soon = f", the first sound after {said.first_s:.1f} s" if said.first_s is not None else ""
+        print(told + soon, file=sys.stderr)
 
 
-def _reading(
-    bark: Bark, text: str, args: argparse.Namespace, options: Options, plan: LongOptions
-) -> Reading:
-    reading = Reading(bark, options, plan)
-    if args.speaker:
-        return reading.dialog(text, parse_speakers(args.speaker))
-    return reading.text(text, args.voice, first_short=args.output == "-")
-
-
-def _is_one_piece(
-    bark: Bark, text: str, args: argparse.Namespace, options: Options, plan: LongOptions
-) -> bool:
-    """Whether a text needs no more than `generate`."""
-    if args.speaker:
-        return False
-    written = plain(text, bark.tokenizer, options.normalize or bark.normalize)
-    if not list(bark.tokenizer.words(written)):
-        return True  # which `generate` refuses in its own words
-    pieces = cut(written, bark.tokenizer, bark.config.generation.max_input_semantic_length, plan)
-    return len(pieces) == 1 and not (pieces[0].pause_before_s or pieces[0].pause_after_s)
-
-
-def _long(
+def _say(
     bark: Bark,
-    reading: Reading,
+    text: str,
     args: argparse.Namespace,
-    bars: Bars,
-    on_step: OnStep,
+    options: Options,
+    plan: LongOptions,
     start: float,
-) -> tuple[Voice, Audio, float]:
-    """The last piece's tokens, all of the sound, and the seconds until the first of it."""
+) -> Said:
+    """The sound of a text; what goes to standard output is written as it comes."""
     is_stream = args.output == "-"
-    out = AudioStream(sys.stdout.buffer, bark.sample_rate, args.raw) if is_stream else None
-    parts: list[Audio] = []
-    first_s = 0.0
-    voices: list[Voice] = []
-    at_once = 1 if is_stream else MOST_ROWS
-    for part in reading.sound(on_step, at_once, bars.pieces, voices.append):
-        first_s = first_s or time.perf_counter() - start
-        parts.append(part)
+    with Bars(args.quiet) as bars, contextlib.ExitStack() as stack:
+        on_step = Listening(bars.step) if is_stream else bars.step
+        if args.one_piece or is_one_piece(bark, text, args, options, plan):
+            made = bark.generate_voice(text, args.voice, on_step=on_step, **vars(options))
+            audio = bark.decode(made.fine)
+            if is_stream and len(audio):
+                _write_stdout(audio, bark.sample_rate, args.raw)
+            return Said(made, len(audio), audio)
+        reading = reading_of(bark, text, args, options, plan)
+        out = AudioStream(sys.stdout.buffer, bark.sample_rate, args.raw) if is_stream else None
         if out:
-            out.write(part)
-    if out:
-        out.close()
-    return voices[-1], np.concatenate(parts), first_s
+            stack.enter_context(contextlib.closing(out))
+        return say_pieces(bark, reading, bars, on_step, start, out)
 
 
-def _preview(reading: Reading) -> None:
-    """A line for each piece."""
-    for number, (piece, speaker) in enumerate(((t.piece, t.speaker) for t in reading.turns), 1):
-        who = f"{speaker}: " if speaker else ""
-        pauses = [
-            f"[{seconds:g} s]" if seconds else ""
-            for seconds in (piece.pause_before_s, piece.pause_after_s)
-        ]
-        words = " ".join(filter(None, (pauses[0], who + piece.text, pauses[1])))
-        show(f"{number:>3}  {piece.n_tokens:>3} tokens  {piece.expected_s:>4.1f} s  {words}")
+def _write(said: Said, args: argparse.Namespace, sample_rate: int) -> None:
+    assert said.audio is not None
+    if args.raw:
+        with replacing(args.output) as part, part.open("wb") as file:
+            AudioStream(file, sample_rate, raw=True).write(said.audio)
+    else:
+        save_audio(args.output, said.audio, sample_rate)
 
 
 def _write_stdout(audio: Audio, sample_rate: int, raw: bool) -> None:
@@ -213,21 +167,6 @@ def _write_stdout(audio: Audio, sample_rate: int, raw: bool) -> None:
     else:
         out.write(encode_audio(audio, sample_rate))
     out.flush()
-
-
-class _Listening:
-    """A callback that ends the work when nobody reads standard output any more."""
-
-    def __init__(self, step: OnStep) -> None:
-        self.step = step
-        self.poll = select.poll() if hasattr(select, "poll") else None
-        if self.poll:
-            self.poll.register(sys.stdout.fileno(), 0)
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        self.step(stage, done, total)
-        if self.poll and any(event & select.POLLERR for _, event in self.poll.poll(0)):
-            raise BrokenPipeError("the reader of standard output has gone")
 
 
 def _check_places(args: argparse.Namespace) -> None:
@@ -244,6 +183,8 @@ def _check_places(args: argparse.Namespace) -> None:
     if args.output != "-":
         if not args.raw:
             check_suffix(args.output)
+    elif sys.stdout is None:
+        raise ValueError("-o - writes to standard output, which is closed")
     elif sys.stdout.isatty() and not args.split_preview:
         raise ValueError("-o - writes audio; send it to a file or a pipe, not a terminal")
     if args.save_voice and Path(args.save_voice).suffix.lower() != ".npz":

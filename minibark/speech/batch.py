@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,26 +48,40 @@ def asked_for(
     Raises:
         ValueError: one text where a list belongs, lists of unequal lengths, or a bad n or seed.
     """
-    if isinstance(texts, (str, bytes)) or not hasattr(texts, "__len__"):
+    if isinstance(texts, str):
         raise ValueError(f"texts must be a list; for one text use generate, or [{texts!r:.40}]")
+    if isinstance(texts, (bytes, Mapping)) or not hasattr(texts, "__getitem__"):
+        raise ValueError(f"texts must be a list, not {type(texts).__name__}")
     if type(n) is not int or n < 1:
         raise ValueError(f"n must be a positive whole number, got {n!r:.40}")
+    if seeds is not None and options.seed is not None:
+        raise ValueError("seed and seeds were both given; give one of them")
     n_clips = len(texts) * n
     each: list[Any] = list(voices) if isinstance(voices, (list, tuple)) else [voices] * len(texts)
     if len(each) != len(texts):
         raise ValueError(f"there are {len(texts)} texts and {len(each)} voices; give one for each")
-    if isinstance(options.seed, int) and seeds is None:
-        seeds = options.seed
-    if isinstance(seeds, (int, np.integer)):
-        Options(seed=int(seeds))
-        numbered: list[Seed] = [(int(seeds) + i) % 2**63 for i in range(n_clips)]
-    elif isinstance(seeds, Sequence):
+    numbered: list[Any]
+    if isinstance(seeds, (Sequence, np.ndarray)) and not isinstance(seeds, str):
         numbered = list(seeds)
     else:
-        numbered = [seeds if seeds is not None else options.seed] * n_clips
+        first = dataclasses.replace(options, seed=options.seed if seeds is None else seeds).seed
+        numbered = [
+            (first + i) % 2**63 if isinstance(first, int) else first for i in range(n_clips)
+        ]
     if len(numbered) != n_clips:
         raise ValueError(f"there are {n_clips} clips and {len(numbered)} seeds; give one for each")
-    return [
-        (texts[i // n], each[i // n], dataclasses.replace(options, seed=seed))
-        for i, seed in enumerate(numbered)
-    ]
+    asked = []
+    for i, seed in enumerate(numbered):
+        with of_item("seeds", i):
+            own = dataclasses.replace(options, seed=seed)
+        asked.append((texts[i // n], each[i // n], own))
+    return asked
+
+
+@contextlib.contextmanager
+def of_item(name: str, index: int) -> Iterator[None]:
+    """Make what a caller's list is wrong in begin with where: `texts[3]: ...`."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{name}[{index}]: {error}") from error

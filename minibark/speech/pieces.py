@@ -17,7 +17,7 @@ from ..voice import Voice, VoiceError
 from .batch import MOST_ROWS, in_groups
 from .faults import fault
 from .plan import LongOptions
-from .split import Piece, sentences, split
+from .split import MissingExtraError, Piece, sentences, split
 
 _NEXT_TRY = 1_000_003  # from a piece's seed to that of its next try; pieces have neighbouring seeds
 
@@ -194,7 +194,12 @@ def first_short(
 ) -> list[Piece]:
     """The same with the first sentence alone in front, so that sound comes early."""
     first = pieces[0]
-    begin, *others = sentences(first.text, plan.language)
+    try:
+        begin, *others = sentences(first.text, plan.language)
+    except MissingExtraError:
+        if len(pieces) > 1:
+            raise
+        others = []  # one piece needs nothing that finds sentences
     if not others:
         return pieces
     one, rest = (cut(part, tokenizer, limit, plan) for part in (begin, "".join(others)))

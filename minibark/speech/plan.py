@@ -30,6 +30,7 @@ class LongOptions(Knobs):
             "fixed: each piece in the given voice, or the first piece's; chained: each goes on "
             "from the last; reset:N: chained, and back to the voice after N pieces",
             "HOW",
+            is_needed=True,
         ),
     )
     silence_s: float = field(
@@ -41,6 +42,7 @@ class LongOptions(Knobs):
             "silence between pieces",
             "SECONDS",
             "--silence",
+            is_needed=True,
         ),
     )
     retries: int = field(
@@ -51,6 +53,7 @@ class LongOptions(Knobs):
             lambda n: 0 <= n <= 100,
             "times a piece that went wrong is made again, with other seeds",
             "N",
+            is_needed=True,
         ),
     )
     goal: int = field(
@@ -62,6 +65,7 @@ class LongOptions(Knobs):
             "characters that a piece should have",
             "N",
             "--piece-length",
+            is_needed=True,
         ),
     )
     language: str = field(
@@ -72,6 +76,7 @@ class LongOptions(Knobs):
             re.compile("[a-z]{2,3}").fullmatch,
             "of the text, by whose rules sentences are found",
             "CODE",
+            is_needed=True,
         ),
     )
 
@@ -93,9 +98,7 @@ class LongKeywords(GenerateOptions, total=False):
     language: str
 
 
-def sorted_out(
-    keywords: LongKeywords | GenerateOptions,
-) -> tuple[Options, LongOptions, OnStep | None]:
+def sorted_out(keywords: LongKeywords) -> tuple[Options, LongOptions, OnStep | None]:
     """The two kinds of options, checked, and the callback."""
     given: dict[str, Any] = {**keywords}
     on_step = given.pop("on_step", None)

@@ -14,7 +14,7 @@ from ..stages import Stages
 from ..text import readable
 from ..voice import Voice
 from .batch import MOST_ROWS
-from .dialog import parse_dialog
+from .dialog import DialogError, parse_dialog
 from .pieces import OnPieces, Speaker, Spoken, Turn, cut
 from .pieces import first_short as short_at_first
 from .plan import LongOptions
@@ -34,15 +34,26 @@ class Reading:
 
     def text(self, text: str, voice: VoiceLike = None, first_short: bool = False) -> Reading:
         """Read a text in one voice; with `first_short` its first sentence is a piece of its own."""
+        _check_text(text)
         self._voices = {"": self._stages.load_voice(voice)}
         self.turns = self._turns(text, "", first_short)
         return self
 
     def dialog(self, text: str, speakers: Mapping[str, VoiceLike]) -> Reading:
         """Read lines `NAME: text` in these voices."""
+        _check_text(text)
+        if not isinstance(speakers, Mapping):
+            raise DialogError(
+                f"speakers must be a mapping, name to voice, not {type(speakers).__name__}"
+            )
         lines = parse_dialog(text, speakers)
         self._voices = {name: self._stages.load_voice(speakers[name]) for name in speakers}
-        self.turns = [turn for line in lines for turn in self._turns(line.text, line.speaker)]
+        self.turns = []
+        for number, line in enumerate(lines, 1):
+            try:
+                self.turns += self._turns(line.text, line.speaker)
+            except ValueError as error:
+                raise DialogError(f"part {number}, {line.speaker}: {error}") from error
         return self
 
     def pieces(
@@ -80,8 +91,6 @@ class Reading:
 
     def _turns(self, text: str, speaker: str, first_short: bool = False) -> list[Turn]:
         stages, plan = self._stages, self._plan
-        if not isinstance(text, str):
-            raise ValueError(f"text must be one str, not {type(text).__name__}")
         level = self._options.normalize or stages.normalize
         text = readable(text, stages.tokenizer, level)
         limit = stages.config.generation.max_input_semantic_length
@@ -89,3 +98,8 @@ class Reading:
         if first_short:
             pieces = short_at_first(pieces, stages.tokenizer, limit, plan)
         return [Turn(piece, speaker) for piece in pieces]
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"text must be one str, not {type(text).__name__}")
