@@ -185,7 +185,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, OSError) and error.errno == errno.ENOMEM
     ):
         return True
-    return bool(re.search(r"(allocate|out of|not enough) .{0,20}memory|\b(ENOMEM|os error 12)\b", str(error)[:9000], re.I))
+    return bool(
+        re.search(
+            r"(allocate|out of|not enough) .{0,20}memory|\b(ENOMEM|os error 12)\b",
+            str(error)[:9000],
+            re.I,
+        )
+    )
 
 
 def inside(name: object, where: str) -> str:

@@ -28,12 +28,14 @@ from ..speech.reading import Reading
 from ..text import plain
 from ..voice import Voice
 from .bars import Bars
+from .ends import complain
 from .shared import (
     add_model,
     add_options,
     add_precision,
     check_writable,
     checkpoint_options,
+    naming_stdout,
     options_of,
     show,
     tell,
@@ -144,7 +146,7 @@ def _run(args: argparse.Namespace) -> None:
         place = "stdout" if args.output == "-" else args.output
         said = f"{place}: {audio_s:.1f} s of audio in {wall_s:.1f} s, RTF {wall_s / audio_s:.2f}"
         soon = f", the first sound after {first_s:.1f} s" if first_s is not None else ""
-        print(said + soon, file=sys.stderr)
+        complain(said + soon)
 
 
 def _reading(
@@ -179,7 +181,8 @@ def _long(
 ) -> tuple[Voice, Audio, float]:
     """The last piece's tokens, all of the sound, and the seconds until the first of it."""
     is_stream = args.output == "-"
-    out = AudioStream(sys.stdout.buffer, bark.sample_rate, args.raw) if is_stream else None
+    with naming_stdout():
+        out = AudioStream(sys.stdout.buffer, bark.sample_rate, args.raw) if is_stream else None
     parts: list[Audio] = []
     first_s = 0.0
     voices: list[Voice] = []
@@ -188,9 +191,11 @@ def _long(
         first_s = first_s or time.perf_counter() - start
         parts.append(part)
         if out:
-            out.write(part)
+            with naming_stdout():
+                out.write(part)
     if out:
-        out.close()
+        with naming_stdout():
+            out.close()
     return voices[-1], np.concatenate(parts), first_s
 
 
@@ -208,11 +213,12 @@ def _preview(reading: Reading) -> None:
 
 def _write_stdout(audio: Audio, sample_rate: int, raw: bool) -> None:
     out = sys.stdout.buffer
-    if raw:
-        AudioStream(out, sample_rate, raw=True).write(audio)
-    else:
-        out.write(encode_audio(audio, sample_rate))
-    out.flush()
+    with naming_stdout():
+        if raw:
+            AudioStream(out, sample_rate, raw=True).write(audio)
+        else:
+            out.write(encode_audio(audio, sample_rate))
+        out.flush()
 
 
 class _Listening:
@@ -235,6 +241,8 @@ def _check_places(args: argparse.Namespace) -> None:
         raise ValueError("TEXT and -i FILE are two texts; give one")
     if args.text is None and args.input is None and (sys.stdin is None or sys.stdin.isatty()):
         raise ValueError("there is no text: give TEXT, -i FILE, or a pipe on standard input")
+    if "-" in (args.text, args.input) and sys.stdin is None:
+        raise ValueError("- reads standard input, which is closed; give TEXT or -i FILE")
     if args.speaker and (args.voice or args.one_piece):
         raise ValueError("--speaker has the voices of a dialog; leave --voice and --one-piece out")
     if args.speaker:
@@ -244,7 +252,9 @@ def _check_places(args: argparse.Namespace) -> None:
     if args.output != "-":
         if not args.raw:
             check_suffix(args.output)
-    elif sys.stdout.isatty() and not args.split_preview:
+    elif sys.stdout is None and not args.split_preview:
+        raise ValueError("-o - writes audio to standard output, which is closed; give -o FILE")
+    elif sys.stdout is not None and sys.stdout.isatty() and not args.split_preview:
         raise ValueError("-o - writes audio; send it to a file or a pipe, not a terminal")
     if args.save_voice and Path(args.save_voice).suffix.lower() != ".npz":
         raise ValueError(f"--save-voice must end in .npz, got {args.save_voice!r}")
