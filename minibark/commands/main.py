@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from .._version import __version__
 from ..files import is_out_of_memory, reason, shown
@@ -16,6 +17,9 @@ from ..options import knobs
 from ..speech.split import MissingExtraError
 from . import cache, convert, ends, info, say, voices
 from .shared import Parser, checkpoint_parser, general_parser, naming_stdout, tell
+
+if TYPE_CHECKING:
+    from .shared import Commands
 
 EXAMPLES = """examples:
   minibark say "Hello, my name is Bark." --model tiny

@@ -11,7 +11,7 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import abilities
 from .int8 import multiply_int8

@@ -8,7 +8,7 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoint.rows import dequantize_rows
 from . import abilities
