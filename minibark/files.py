@@ -62,7 +62,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
                 with contextlib.suppress(OSError):  # the file is there, whatever the folder allows
                     _sync_one(folder)
             else:
-                warn(f"{target} is written in place, since its folder cannot be changed")
+                warn(f"{target} is written in place, since it cannot be replaced")
                 shutil.copyfile(part, target)
                 _sync_one(target)
     finally:

@@ -80,7 +80,6 @@ def write_copy(state: State, metadata: dict[str, str], source: Path, copy: Path)
     stale = [other.path for other in _copies(copy.parent) if other.state in (GONE, CHANGED)]
     for path in stale:
         _remove(path)
-    sweep(copy.parent)
     with replacing(copy) as part:
         save_safetensors(once, part, metadata | facts)
 

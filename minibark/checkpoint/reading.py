@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..config import CheckpointError
 from ..files import inside, read_json, warn
+from ..leftovers import sweep
 from .hub import Source
 from .kept import copy_place, read_copy, write_copy
 from .shapes import some
@@ -64,6 +65,7 @@ def read_any(path: Path, cache_dir: str | os.PathLike[str] | None) -> tuple[Stat
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     copy = copy_place(path, cache_dir)
+    sweep(copy.parent)
     if (kept := read_copy(copy)) is not None:
         return kept
     state, metadata = read_pickle(path)

@@ -27,6 +27,8 @@ class Bars:
 
     def step(self, stage: str, done: int, total: int) -> None:
         """Advance the bar of `stage` to `done` of `total`; a new stage closes the one before."""
+        if self.quiet or sys.stderr is None:  # where there is none, tqdm would look for one
+            return
         try:
             self._draw(stage, done, total)
         except (OSError, ValueError):  # a terminal that has gone, a full disk: no reason to stop
@@ -38,11 +40,7 @@ class Bars:
         if stage != self._stage:
             self._close()
             self._stage = stage
-            # Where there is no stderr, tqdm would look for one.
-            quiet = self.quiet or sys.stderr is None
-            self._bar = tqdm(
-                desc=f"{self.title}{stage:<8}", total=total, disable=quiet, file=sys.stderr
-            )
+            self._bar = tqdm(desc=f"{self.title}{stage:<8}", total=total, file=sys.stderr)
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 

@@ -9,7 +9,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from .._version import __version__
 from ..files import is_out_of_memory, reason, shown
@@ -17,9 +16,6 @@ from ..options import knobs
 from ..speech.split import MissingExtraError
 from . import cache, convert, ends, info, say, voices
 from .shared import Parser, checkpoint_parser, general_parser, naming_stdout, tell
-
-if TYPE_CHECKING:
-    from .shared import Commands
 
 EXAMPLES = """examples:
   minibark say "Hello, my name is Bark." --model tiny
@@ -137,9 +133,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"minibark {__version__}")
-    commands: Commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    parent = checkpoint_parser()
-    for command in (say, voices, convert, info):
-        command.add_to(commands, parent)
-    cache.add_to(commands, general_parser())
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    opens = checkpoint_parser()
+    for command in (say, voices, convert, info, cache):
+        command.add_to(commands, general_parser() if command is cache else opens)
     return parser
