@@ -43,7 +43,7 @@ import json, time
 start = time.perf_counter()
 import torch
 middle = time.perf_counter()
-import minibark
+from minibark import Bark
 end = time.perf_counter()
 print(json.dumps({"torch_s": middle - start, "minibark_s": end - middle}))
 """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
-import secrets
+import re
 import shutil
 import sys
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from .config import CheckpointError
+from .leftovers import sweep, temporary_name
 
 _PACKAGE = __name__.partition(".")[0] + "."
 MAX_ARRAY_BYTES = 1 << 24  # a voice of 40 minutes; Bark's have some seconds
@@ -28,35 +31,106 @@ MAX_TEXT_BYTES = 1 << 24  # of JSON and vocabularies; the largest, a tokenizer.j
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary place beside `path` that becomes `path` once the block has succeeded.
+    """A temporary place that becomes `path`, on the disk, once the block has succeeded.
 
     The block makes a file there, or a directory; a directory replaces nothing but an empty one.
     After an error or Ctrl-C the temporary place is gone and whatever was at `path` is untouched.
-    Links are followed. Devices and pipes are written in place.
+    What a killed process left, the next one that writes to the same place takes away. Links are
+    followed. Devices and pipes are written in place, and so is, with a warning, a file that may be
+    written where its folder may not, or that is mounted by itself. An OSError names `path`.
     """
     target = Path(os.path.realpath(os.path.expanduser(path)))
     if target.exists() and not (target.is_file() or target.is_dir()):
-        yield target
+        with _naming_target(target, target):
+            yield target
         return
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {target.parent} does not exist; create it first")
-    part = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.part")
+    folder = Path(tempfile.gettempdir()) if only_in_place(target) else target.parent
+    sweep(folder, target.name)
+    # A folder of its own, so that what a library puts beside its file is in there too.
+    scratch = folder / temporary_name(target.name)
+    part = scratch / target.name
     try:
-        yield part
-        if part.is_dir() and target.is_dir():
-            target.rmdir()
-        os.replace(part, target)
+        with _naming_target(part, target):
+            scratch.mkdir(mode=0o700)
+            yield part
+            _sync(part)
+            if part.is_dir() and target.is_dir():
+                target.rmdir()
+            if folder == target.parent and _is_renamed(part, target):
+                with contextlib.suppress(OSError):  # the file is there, whatever the folder allows
+                    _sync_one(folder)
+            else:
+                warn(f"{target} is written in place, since it cannot be replaced")
+                shutil.copyfile(part, target)
+                _sync_one(target)
     finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def only_in_place(target: Path) -> bool:
+    """Whether a file may be written where nothing may be put beside it."""
+    is_shut = target.is_file() and not os.access(target.parent, os.W_OK)
+    return is_shut and os.access(target, os.W_OK)
+
+
+def _is_renamed(part: Path, target: Path) -> bool:
+    """Give `part` its name; False where `target` is a file that is mounted by itself."""
+    try:
+        os.replace(part, target)
+    except OSError as error:
+        if error.errno != errno.EBUSY or not target.is_file():
+            raise
+        return False
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a directory with all in it, is on the disk."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _sync_one(Path(folder, name))
+        _sync_one(Path(folder))
+    if not path.is_dir():
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # there are file systems that cannot
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _naming_target(part: Path, target: Path) -> Iterator[None]:
+    """Let an OSError of the block name the target: writes name nothing, and `part` is soon gone."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            error.args = tuple(str(arg).replace(str(part), str(target)) for arg in error.args)
+        elif error.filename is None:
+            error.filename = str(target)
+        elif error.filename2 is None:
+            error.filename = str(error.filename).replace(str(part), str(target))
+        raise
 
 
 def warn(text: str) -> None:
     """Warn each time, not once for a place; the place is the line outside this package."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+    ours = (_PACKAGE, "contextlib")
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(ours):
         frame = frame.f_back
     where = (frame.f_code.co_filename, frame.f_lineno)
     warnings.warn_explicit(text, UserWarning, *where, registry=None)
@@ -80,11 +154,44 @@ def shown(text: object, length: int = 200) -> str:
 
 @contextlib.contextmanager
 def naming(where: object, kind: type[ValueError] = CheckpointError) -> Iterator[None]:
-    """Make any error of the block one of `kind` whose text begins with where the trouble is."""
+    """Make any error of the block one of `kind` whose text begins with where the trouble is.
+
+    What is no fault of what is read stays what it is: too little memory, a missing permission.
+    """
     try:
         yield
     except Exception as error:  # parsers of hostile bytes raise nearly anything
+        raise_machine_s(error, where)
         raise kind(f"{where}: {reason(error)}" if where else reason(error)) from error
+
+
+def raise_machine_s(error: Exception, where: object) -> None:
+    """Raise what tells of this machine and not of the file that was read there.
+
+    Raises:
+        MemoryError: that is what was wrong, whatever the error's type.
+        OSError: the error, unless it is one that a parser raises of damaged bytes.
+    """
+    if is_out_of_memory(error):
+        raise MemoryError(f"out of memory while reading {where}: {reason(error)}") from error
+    machine_s = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+    if isinstance(error, OSError) and error.errno in machine_s:
+        raise error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what an operating system's refusal of memory became on its way here."""
+    if isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno == errno.ENOMEM
+    ):
+        return True
+    return bool(
+        re.search(
+            r"(allocate|out of|not enough) .{0,20}memory|\b(ENOMEM|os error 12)\b",
+            str(error)[:9000],
+            re.I,
+        )
+    )
 
 
 def inside(name: object, where: str) -> str:

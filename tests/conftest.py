@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 
@@ -10,6 +11,20 @@ import pytest
 import torch
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
+
+# What is kept goes into one folder, for child processes too, and not into anybody's home. Libraries
+# read these when they are imported. Workers of pytest-xdist get the folder of who started them.
+if "MINIBARK_TESTS_CACHE" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="minibark-tests-")
+    os.environ["MINIBARK_TESTS_CACHE"] = CACHE.name
+for name in ("HF_HUB_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE", "TRANSFORMERS_CACHE"):
+    os.environ.pop(name, None)
+for name in (
+    *("XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME", "TRITON_HOME", "TRITON_CACHE_DIR"),
+    *("TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR", "XDG_DATA_HOME", "XDG_STATE_HOME"),
+):
+    os.environ[name] = os.path.join(os.environ["MINIBARK_TESTS_CACHE"], name.lower())
+
 Run = Callable[..., None]
 
 

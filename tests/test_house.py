@@ -16,7 +16,7 @@ MODEL = (
 )
 # A room imports from rooms in front of it, and those of one line not from each other.
 ORDER = (
-    ("_version", "bert_characters", "config", "precision", "sampling", "surroundings"),
+    ("_version", "bert_characters", "config", "leftovers", "precision", "sampling", "surroundings"),
     ("files", "codec_stream"),
     ("tokenizer", "voice", "codec", "model", "audio"),
     ("text",),

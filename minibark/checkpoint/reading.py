@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import logging
 import os
 from pathlib import Path
 
 from ..config import CheckpointError
-from ..files import inside, naming, read_json, replacing, warn
+from ..files import inside, read_json, warn
+from ..leftovers import sweep
 from .hub import Source
+from .kept import copy_place, read_copy, write_copy
 from .shapes import some
-from .tensors import State, read_pickle, read_safetensors, save_safetensors
+from .tensors import State, read_pickle, read_safetensors
 
 # Facts of suno-ai/bark as of 2023, from its published checkpoints.
 SUNO_MD5 = {
@@ -27,8 +27,6 @@ SUNO_MD5 = {
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What Hugging Face's layout calls the file of tensors."""
-
-_SAME = "same"  # in a copy's metadata: further names -> the name that the tensor is stored under
 
 log = logging.getLogger(__name__)
 
@@ -66,41 +64,21 @@ def read_any(path: Path, cache_dir: str | os.PathLike[str] | None) -> tuple[Stat
     """Tensors and metadata of a safetensors or pickle file, of the latter through the cache."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    base = Path(os.path.expanduser(cache_dir or os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
-    real, stat = path.resolve(), path.stat()
-    key = hashlib.sha256(f"{real}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    copy = base / "minibark" / f"{path.stem}-{key}.safetensors"
-    with contextlib.suppress(CheckpointError):  # a damaged copy is made anew
-        if copy.is_file():
-            return _read_copy(copy)
+    copy = copy_place(path, cache_dir)
+    sweep(copy.parent)
+    if (kept := read_copy(copy)) is not None:
+        return kept
     state, metadata = read_pickle(path)
     if "model_args" in metadata:  # else it is none of Suno's, and will be refused
         _warn_unless_published(path)
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(copy) as part:
-            _write_copy(state, metadata, part)
+        write_copy(state, metadata, path, copy)
     except OSError as error:
         warn(f"no faster copy of {path} can be kept: {error}")
-        return state, metadata
-    log.info("keeping %s as %s", path, copy)
-    return _read_copy(copy)
-
-
-def _write_copy(state: State, metadata: dict[str, str], path: Path) -> None:
-    """Write each tensor once, and which other names it has."""
-    firsts: dict[int, str] = {}
-    same = {name: firsts.setdefault(id(tensor), name) for name, tensor in state.items()}
-    once = {name: tensor for name, tensor in state.items() if same[name] == name}
-    others = json.dumps({name: first for name, first in same.items() if first != name})
-    save_safetensors(once, path, metadata | {_SAME: others})
-
-
-def _read_copy(path: Path) -> tuple[State, dict[str, str]]:
-    state, metadata = read_safetensors(path)
-    with naming(path):
-        same = json.loads(metadata.pop(_SAME, "{}"))
-        return state | {name: state[first] for name, first in same.items()}, metadata
+    else:
+        log.info("keeping %s as %s", path, copy)
+        kept = read_copy(copy)
+    return kept or (state, metadata)
 
 
 def _warn_unless_published(path: Path) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import CheckpointError
-from ..files import reason
+from ..files import raise_machine_s, reason
 from .torch_files import read_torch_file
 
 State = dict[str, Tensor]
@@ -23,6 +23,7 @@ def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
 
     Raises:
         CheckpointError: truncated, damaged or not safetensors; the text names the file.
+        MemoryError: this machine cannot map or copy it. OSError: it may not be read.
     """
     try:
         with path.open("rb") as start:
@@ -31,9 +32,10 @@ def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except OSError:
-        raise
     except Exception as error:  # parsers of hostile bytes raise nearly anything
+        raise_machine_s(error, path)
+        if isinstance(error, OSError):
+            raise
         raise CheckpointError(
             f"{path} is damaged or not a safetensors file ({reason(error)}); fetch it again"
         ) from error
@@ -58,12 +60,14 @@ def read_pickle(path: Path) -> tuple[State, dict[str, str]]:
 
     Raises:
         CheckpointError: truncated, damaged, or asking for any other class.
+        MemoryError, OSError: as of `read_safetensors`.
     """
     try:
         return read_torch_file(path)
-    except OSError:
-        raise
     except Exception as error:  # parsers of hostile bytes raise nearly anything
+        raise_machine_s(error, path)
+        if isinstance(error, OSError):
+            raise
         raise CheckpointError(
             f"{path} is damaged or not a checkpoint ({reason(error)}); fetch it again"
         ) from error

@@ -27,14 +27,20 @@ class Bars:
 
     def step(self, stage: str, done: int, total: int) -> None:
         """Advance the bar of `stage` to `done` of `total`; a new stage closes the one before."""
+        if self.quiet or sys.stderr is None:  # where there is none, tqdm would look for one
+            return
+        try:
+            self._draw(stage, done, total)
+        except (OSError, ValueError):  # a terminal that has gone, a full disk: no reason to stop
+            self.quiet, self._bar = True, None
+
+    def _draw(self, stage: str, done: int, total: int) -> None:
         from tqdm import tqdm
 
         if stage != self._stage:
             self._close()
             self._stage = stage
-            self._bar = tqdm(
-                desc=f"{self.title}{stage:<8}", total=total, disable=self.quiet, file=sys.stderr
-            )
+            self._bar = tqdm(desc=f"{self.title}{stage:<8}", total=total, file=sys.stderr)
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 
@@ -45,6 +51,9 @@ class Bars:
         self.title = f"{one:>5} of {n} "
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._stage = self._bar = None
+        bar, self._stage, self._bar = self._bar, None, None
+        if bar is not None:
+            try:
+                bar.close()
+            except (OSError, ValueError):
+                self.quiet = True

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint.saving import STORED, convert
 from .bars import Bars
+from .ends import complain
 from .shared import add_precision, checkpoint_options
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _run(args: argparse.Namespace) -> None:
             **checkpoint_options(args),
         )
     if not args.quiet:
-        folder = Path(args.destination)
+        folder = Path(args.destination).expanduser()
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         seconds = time.perf_counter() - start
-        print(f"{folder}: {size / 1e6:,.1f} MB in {seconds:.1f} s", file=sys.stderr)
+        complain(f"{folder}: {size / 1e6:,.1f} MB in {seconds:.1f} s")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..checkpoint.layouts import open_checkpoint
 from ..config import STAGES
 from ..fast import choose
-from .shared import checkpoint_options
+from .shared import checkpoint_options, show
 
 if TYPE_CHECKING:
     from .shared import Commands
@@ -25,7 +25,7 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> None:
     checkpoint = open_checkpoint(args.model, **checkpoint_options(args))
     columns = "{:<9} {:>13} {:>6} {:>6} {:>6} {:>17} {:>14}  {}"
-    print(
+    show(
         columns.format(
             "stage", "parameters", "layers", "heads", "width", "vocabulary", "bytes", "precision"
         )
@@ -49,10 +49,10 @@ def _run(args: argparse.Namespace) -> None:
             )
         )
         largest_first = ", ".join(kind for kind, _ in kinds.most_common())
-        print(columns.format(stage, f"{parameters:,}", *shape, f"{n_bytes:,}", largest_first))
-    print(columns.format("total", f"{totals[0]:,}", "", "", "", "", f"{totals[1]:,}", "").rstrip())
-    print(
+        show(columns.format(stage, f"{parameters:,}", *shape, f"{n_bytes:,}", largest_first))
+    show(columns.format("total", f"{totals[0]:,}", "", "", "", "", f"{totals[1]:,}", "").rstrip())
+    show(
         f"text vocabulary {len(checkpoint.tokenizer):,}, voices {len(checkpoint.voices)}, "
         f"{checkpoint.config.codec.sampling_rate:,} Hz"
     )
-    print(f"runs here {choose()}")
+    show(f"runs here {choose()}")

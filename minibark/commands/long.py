@@ -23,7 +23,7 @@ from ..speech.reading import Reading
 from ..text import plain
 from ..voice import Voice
 from .bars import Bars
-from .shared import show
+from .shared import naming_stdout, show
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def say_pieces(
         if out is None:
             parts.append(part)
         else:
-            out.write(part)
+            with naming_stdout():
+                out.write(part)
     audio = np.concatenate(parts) if out is None else None
     return Said(voices[0], n_samples, audio, first_s)
 

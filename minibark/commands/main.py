@@ -6,14 +6,16 @@ import argparse
 import contextlib
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 
 from .._version import __version__
+from ..files import is_out_of_memory, reason, shown
 from ..options import knobs
 from ..speech.split import MissingExtraError
-from . import convert, info, say, voices
-from .shared import Parser, checkpoint_parser, tell
+from . import cache, convert, ends, info, say, voices
+from .shared import Parser, checkpoint_parser, general_parser, naming_stdout, tell
 
 EXAMPLES = """examples:
   minibark say "Hello, my name is Bark." --model tiny
@@ -27,6 +29,7 @@ EXAMPLES = """examples:
   minibark voices female --model tiny -o preview.wav
   minibark convert suno/bark-small ./bark-small --precision bfloat16
   minibark info ./bark-small
+  minibark cache --clear
 
 Exit status: 0 done, 1 failed (one line on stderr says why), 2 wrong usage."""
 
@@ -43,29 +46,61 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         SystemExit: with 2 for wrong usage, 0 for `--help` and `--version`.
     """
-    args = _parser().parse_args(_spelled_out(sys.argv[1:] if argv is None else argv))
+    with ends.ended_by(ends.Interruption()):
+        try:
+            return _main(sys.argv[1:] if argv is None else argv)
+        except KeyboardInterrupt:
+            tell(ends.INTERRUPTED)
+            return 1
+
+
+def _main(words: list[str]) -> int:
+    args = _parser().parse_args(_spelled_out(words))
     with warnings.catch_warnings(), _hub_settings(args.quiet):
         warnings.showwarning = lambda message, *_: tell(f"warning: {message}")
         warnings.simplefilter("always", UserWarning)
         try:
             args.run(args)
+            with naming_stdout():
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+            return 0
         except KeyboardInterrupt:
-            is_stream = getattr(args, "output", None) == "-"
-            tell("interrupted" if is_stream else "interrupted; nothing was written")
+            if getattr(args, "output", None) != "-":
+                raise
+            tell("interrupted")  # what went to standard output has been written
             return 1
         except BrokenPipeError:
-            # The reader has gone; keep the interpreter from telling so again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ends.hush(sys.stdout)  # its reader has gone; the interpreter would say so at exit
             return 1
-        except (ValueError, OSError, FloatingPointError, MemoryError, MissingExtraError) as error:
-            tell(str(error) or type(error).__name__)
-            return 1
-        except RuntimeError as error:
-            if "memory" not in str(error):
-                raise
-            tell("out of memory; try --precision bfloat16, --offload or a smaller model")
-            return 1
-    return 0
+        except (ValueError, OSError, FloatingPointError, MissingExtraError) as error:
+            return _failed(args, _words(error))
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                what = reason(error) if isinstance(error, MemoryError) and str(error) else ""
+                what = what or "out of memory"
+                tip = "try --precision bfloat16, --offload or a smaller model"
+                return _failed(args, f"{what}; {tip}")
+            tip = "" if args.debug else " (--debug shows where)"
+            return _failed(args, f"{type(error).__name__}: {reason(error)}{tip}")
+
+
+def _failed(args: argparse.Namespace, line: str) -> int:
+    """Tell of the error that is being handled."""
+    if args.debug:
+        ends.complain(traceback.format_exc())
+    tell(line)
+    return 1
+
+
+def _words(error: Exception) -> str:
+    """An error as a person would say it: no number, and the file first."""
+    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
+        return str(error) or type(error).__name__
+    where = shown(os.fsdecode(error.filename), 1000)
+    if isinstance(error, PermissionError):
+        return f"{where}: permission denied; its rights, or its folder's, do not allow this"
+    return f"{where}: {error.strerror}"
 
 
 def _spelled_out(words: list[str]) -> list[str]:
@@ -104,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"minibark {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    parent = checkpoint_parser()
-    for command in (say, voices, convert, info):
-        command.add_to(commands, parent)
+    opens = checkpoint_parser()
+    for command in (say, voices, convert, info, cache):
+        command.add_to(commands, general_parser() if command is cache else opens)
     return parser

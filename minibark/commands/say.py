@@ -20,6 +20,7 @@ from ..precision import BACKENDS, PRECISIONS
 from ..speech.dialog import parse_speakers
 from ..speech.plan import LongOptions
 from .bars import Bars
+from .ends import complain
 from .long import Listening, Said, is_one_piece, preview, reading_of, say_pieces
 from .shared import (
     add_model,
@@ -27,6 +28,7 @@ from .shared import (
     add_precision,
     check_writable,
     checkpoint_options,
+    naming_stdout,
     options_of,
     tell,
     whole_number,
@@ -123,7 +125,7 @@ def _run(args: argparse.Namespace) -> None:
         place = "stdout" if args.output == "-" else args.output
         told = f"{place}: {audio_s:.1f} s of audio in {wall_s:.1f} s, RTF {wall_s / audio_s:.2f}"
         soon = f", the first sound after {said.first_s:.1f} s" if said.first_s is not None else ""
-        print(told + soon, file=sys.stderr)
+        complain(told + soon)
 
 
 def _say(
@@ -145,7 +147,8 @@ def _say(
                 _write_stdout(audio, bark.sample_rate, args.raw)
             return Said(made, len(audio), audio)
         reading = reading_of(bark, text, args, options, plan)
-        out = AudioStream(sys.stdout.buffer, bark.sample_rate, args.raw) if is_stream else None
+        with naming_stdout():
+            out = AudioStream(sys.stdout.buffer, bark.sample_rate, args.raw) if is_stream else None
         if out:
             stack.enter_context(contextlib.closing(out))
         return say_pieces(bark, reading, bars, on_step, start, out)
@@ -162,11 +165,12 @@ def _write(said: Said, args: argparse.Namespace, sample_rate: int) -> None:
 
 def _write_stdout(audio: Audio, sample_rate: int, raw: bool) -> None:
     out = sys.stdout.buffer
-    if raw:
-        AudioStream(out, sample_rate, raw=True).write(audio)
-    else:
-        out.write(encode_audio(audio, sample_rate))
-    out.flush()
+    with naming_stdout():
+        if raw:
+            AudioStream(out, sample_rate, raw=True).write(audio)
+        else:
+            out.write(encode_audio(audio, sample_rate))
+        out.flush()
 
 
 def _check_places(args: argparse.Namespace) -> None:
@@ -174,6 +178,8 @@ def _check_places(args: argparse.Namespace) -> None:
         raise ValueError("TEXT and -i FILE are two texts; give one")
     if args.text is None and args.input is None and (sys.stdin is None or sys.stdin.isatty()):
         raise ValueError("there is no text: give TEXT, -i FILE, or a pipe on standard input")
+    if "-" in (args.text, args.input) and sys.stdin is None:
+        raise ValueError("- reads standard input, which is closed; give TEXT or -i FILE")
     if args.speaker and (args.voice or args.one_piece):
         raise ValueError("--speaker has the voices of a dialog; leave --voice and --one-piece out")
     if args.speaker:
@@ -183,9 +189,9 @@ def _check_places(args: argparse.Namespace) -> None:
     if args.output != "-":
         if not args.raw:
             check_suffix(args.output)
-    elif sys.stdout is None:
-        raise ValueError("-o - writes to standard output, which is closed")
-    elif sys.stdout.isatty() and not args.split_preview:
+    elif sys.stdout is None and not args.split_preview:
+        raise ValueError("-o - writes audio to standard output, which is closed; give -o FILE")
+    elif sys.stdout is not None and sys.stdout.isatty() and not args.split_preview:
         raise ValueError("-o - writes audio; send it to a file or a pipe, not a terminal")
     if args.save_voice and Path(args.save_voice).suffix.lower() != ".npz":
         raise ValueError(f"--save-voice must end in .npz, got {args.save_voice!r}")

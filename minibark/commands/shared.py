@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ..checkpoint.hub import BUILT_IN, RANDOM
 from ..files import shown
 from ..options import Knobs, Options, knobs
+from .ends import complain, hush
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -39,20 +42,43 @@ class Parser(argparse.ArgumentParser):
 
 def show(line: str) -> None:
     """Print a line on stdout, what its encoding lacks in escapes."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(line.encode(encoding, "backslashreplace").decode(encoding))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    with naming_stdout():
+        print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def tell(line: str) -> None:
     """Say one line on stderr."""
-    print("minibark:", shown(" ".join(line.split()), 4000), file=sys.stderr)
+    complain(f"minibark: {shown(' '.join(line.split()), 4000)}")
+
+
+@contextlib.contextmanager
+def naming_stdout() -> Iterator[None]:
+    """Let an error of writing to standard output, such as a full disk, say where it was."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = "standard output"
+            hush(sys.stdout)
+        raise
+
+
+def general_parser() -> argparse.ArgumentParser:
+    """Options that every command has."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--cache-dir", metavar="DIR", help="for downloads and converted pickles")
+    parent.add_argument("-q", "--quiet", action="store_true", help="no bars, no closing line")
+    parent.add_argument("--debug", action="store_true", help="show where in the code it failed")
+    return parent
 
 
 def checkpoint_parser() -> argparse.ArgumentParser:
-    """Options that every command has."""
-    parent = argparse.ArgumentParser(add_help=False)
+    """Options of every command that opens a checkpoint."""
+    parent = general_parser()
     group = parent.add_argument_group("where the checkpoint comes from")
-    group.add_argument("--cache-dir", metavar="DIR", help="for downloads and converted pickles")
     group.add_argument("--revision", help="branch, tag or commit on the hub")
     group.add_argument("--offline", action="store_true", help="never ask the hub")
     group.add_argument("--voices-dir", metavar="DIR", help="folder of .npz voices to use instead")
@@ -64,12 +90,11 @@ def checkpoint_parser() -> argparse.ArgumentParser:
         metavar="STAGE=PLACE",
         help="take semantic, coarse, fine or codec from another repository, folder or .pt/.th file",
     )
-    parent.add_argument("-q", "--quiet", action="store_true", help="no bars, no closing line")
     return parent
 
 
 def checkpoint_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The keywords of `open_checkpoint` that every command has."""
+    """The keywords of `open_checkpoint` that come from these."""
     return {
         "cache_dir": args.cache_dir,
         "revision": args.revision,
@@ -148,7 +173,8 @@ def _number_or_none(kind: type) -> Any:
 
 def check_writable(path: Path) -> None:
     """Refuse an output place now rather than after minutes of work."""
-    folder = path.resolve().parent
+    path = Path(os.path.realpath(path.expanduser()))
+    folder = path.parent
     if not folder.is_dir():
         raise FileNotFoundError(f"the folder {folder} does not exist; create it first")
     if path.is_dir():

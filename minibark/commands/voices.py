@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from ..checkpoint.voices import Voices, language
 from ..config import GenerationConfig
 from ..files import shown
 from ..voice import Voice, VoiceError
+from .ends import complain
 from .shared import add_model, check_writable, checkpoint_options, show
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> None:
         bark = Bark.from_pretrained(args.model, **options)
         save_audio(args.output, bark.decode(voice.fine), bark.sample_rate)
         if not args.quiet:
-            print(f"{args.output}: what {name} sounds like", file=sys.stderr)
+            complain(f"{args.output}: what {name} sounds like")
 
 
 def _list(voices: Voices, config: GenerationConfig, model: str) -> None:
@@ -79,6 +79,8 @@ def _list(voices: Voices, config: GenerationConfig, model: str) -> None:
             try:
                 n_frames = voices.load(name).check(config).fine.shape[1]
                 seconds = f"{n_frames / config.coarse_rate_hz:5.1f} s"
+            except PermissionError:
+                seconds = "may not be read"
             except (VoiceError, FileNotFoundError):
                 seconds = "damaged"
         show(f"{shown(name):<{width}}  {seconds:>7}  {language(name)}".rstrip())

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import abilities
+from .packed import Packed
 
 FEW_ROWS = 4  # up to so many, torch multiplies float16 fast on a CPU
 
 
-class Linear16(nn.Module):
+class Linear16(Packed):
     """A Linear with 16-bit weights: x (..., K) float32 -> (..., N) float32."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -30,7 +31,7 @@ class Linear16(nn.Module):
         return F.linear(x.to(weight.dtype), weight, bias).float()
 
 
-class Embedding16(nn.Module):
+class Embedding16(Packed):
     """An embedding table in 16 bits: ids (...) -> (..., C) float32."""
 
     def __init__(self, weight: Tensor) -> None:

@@ -11,10 +11,11 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import abilities
 from .int8 import multiply_int8
+from .packed import Packed
 
 GROUP = 32  # columns that share a scale and a zero
 MANY_ROWS = 32  # positions, from which expanding pays
@@ -91,7 +92,7 @@ def _unpack_nibbles(packed: Tensor) -> Tensor:
     return torch.stack((packed >> 4, packed & 15), dim=-1).flatten(1)
 
 
-class Int4Embedding(nn.Module):
+class Int4Embedding(Packed):
     """An embedding table with int4 rows: ids (...) -> (..., C) float32."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -113,7 +114,7 @@ class Int4Embedding(nn.Module):
         return rows.view(*ids.shape, rows.shape[1])
 
 
-class Int4Linear(nn.Module):
+class Int4Linear(Packed):
     """A Linear with int4 weights in groups: x (..., K) -> (..., N) float32.
 
     The operator takes and gives bfloat16. With `widen` False its answer is left so, where what

@@ -8,13 +8,14 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoint.rows import dequantize_rows
 from . import abilities
+from .packed import Packed
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(Packed):
     """A Linear with int8 weights: x (..., K) float32 -> (..., N) float32."""
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
@@ -36,7 +37,7 @@ class Int8Linear(nn.Module):
         return out
 
 
-class Int8ManyRows(nn.Module):
+class Int8ManyRows(Packed):
     """A Linear with int8 weights for many rows, and GELU after it if asked for.
 
     oneDNN's own operator: the same numbers as `Int8Linear`'s in half to three quarters of the time.
@@ -100,7 +101,7 @@ def _to_bytes(x: Tensor, scale: float, zero: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(0, dtype=plain).set_(storage, 0, x.shape, x.stride())
 
 
-class Int8Embedding(nn.Module):
+class Int8Embedding(Packed):
     """An embedding table with int8 rows: ids (...) -> (..., C) float32."""
 
     def __init__(self, weight: Tensor, scale: Tensor) -> None:

@@ -27,11 +27,12 @@ from . import abilities, attention
 from .float16 import Embedding16, Linear16
 from .int4 import GROUP, Int4Embedding, Int4Linear, is_expanded
 from .int8 import Int8Embedding, Int8Linear, Int8ManyRows
+from .packed import Packed
 
 BIG_TABLE = 2**25  # numbers in a table from which it is int4: the released text tables
 
 
-class ReducedHead(nn.Module):
+class ReducedHead(Packed):
     """A Head whose ranges of ids are made into a Linear when they are first asked for."""
 
     def __init__(self, n_ids: int, make: Callable[[slice], nn.Module]) -> None:
