@@ -266,7 +266,7 @@ import json, os, sys
 from minibark.commands.main import main
 commands = json.loads(sys.argv[1])
 if os.geteuid() == 0:  # what Python imports late may be out of the other user's reach
-    assert main(commands[-1]) == 0
+    assert main([*commands[-1], "-o", os.devnull]) == 0
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
@@ -457,7 +457,9 @@ def test_a_state_dict_is_whole_or_refused(precision, tmp_path):
         if stage == "codec":
             assert bark.model(stage).state_dict().keys() == expected.keys()
             continue
-        with pytest.raises(RuntimeError, match=r"no state_dict .* 'float32' .* Bark\.save"):
+        with pytest.raises(
+            RuntimeError, match=r"state_dict would lack transformer.* 'float32' .* Bark\.save"
+        ):
             bark.model(stage).state_dict()
         assert len(expected) > 20
     bark.save(tmp_path / "copy")
