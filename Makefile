@@ -1,6 +1,6 @@
 # make hello      speak a sentence to hello.wav
 # make test       lint, types, tests (Triton kernels under the interpreter), wheel
-# make torture    200,000 damaged files for every reader: minutes
+# make torture    200,000 damaged files for every reader, kills, threads, memory: an hour
 # make test-gpu   the tests that need an NVIDIA GPU
 
 PYTHON ?= python3
@@ -18,6 +18,9 @@ test: $(VENV)/installed-test lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 torture: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/kill.py
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/threads.py
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/memory.py
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/fuzz.py
 
 test-gpu: $(VENV)/installed-test

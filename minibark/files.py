@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import warnings
@@ -67,6 +68,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
                 _sync_one(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is there; raises PermissionError where that may not be known."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
+        return False
 
 
 def only_in_place(target: Path) -> bool:

@@ -62,11 +62,11 @@ def _leavings(folder: Path, name: str | None) -> Iterator[Path]:
 def _machine() -> str:
     """What two processes have in common if and only if they can see each other."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
         spaces = [os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "time")]
     except (OSError, ValueError):
         return _UNKNOWN
-    return hashlib.sha256(" ".join([boot, *spaces]).encode()).hexdigest()[:8]
+    return hashlib.sha256(boot + " ".join(spaces).encode()).hexdigest()[:8]
 
 
 def _state_and_start(pid: int) -> tuple[str, int] | None:

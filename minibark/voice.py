@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .config import GenerationConfig
-from .files import MAX_ARRAY_BYTES, naming, read_npy, read_npz, replacing
+from .files import MAX_ARRAY_BYTES, is_file, naming, read_npy, read_npz, replacing
 
 PARTS = ("semantic", "coarse", "fine")
 
@@ -119,7 +119,7 @@ class Voice:
         """A voice from an `.npz` file. Nothing in the file is executed (no pickles).
 
         Raises:
-            FileNotFoundError: no such file.
+            FileNotFoundError: no such file. PermissionError: it may not be read.
             VoiceError: not a voice, damaged, or with an array that is missing or misshapen.
         """
         return cls.of_files({"": Path(os.path.expanduser(path))})
@@ -129,7 +129,7 @@ class Voice:
         """A voice from one `.npz` (key "") or from one `.npy` per part; errors as of `load`."""
         arrays: dict[str, Any] = {}
         for part, path in paths.items():
-            if not os.path.isfile(path):
+            if not is_file(path):
                 raise FileNotFoundError(f"no voice file at {path}")
             if path.stat().st_size > MAX_ARRAY_BYTES:
                 raise VoiceError(f"{path} is larger than {MAX_ARRAY_BYTES >> 20} MiB: not a voice")

@@ -94,7 +94,10 @@ def test_nothing_of_a_reduced_stage_is_the_state_s(precision):
     choice = fast.Choice(torch.device("cpu"), precision, "torch")
     module = fast.build("coarse", CONFIG, state, choice)
     theirs = {tensor.data_ptr() for tensor in state.values()}
-    shared = {tensor.data_ptr() for tensor in module.state_dict().values()} & theirs
+    held = [tensor for each in module.modules() for tensor in vars(each).values()]
+    held += [*module.parameters(), *module.buffers()]
+    ours = {tensor.data_ptr() for tensor in held if isinstance(tensor, torch.Tensor)}
+    shared = ours & theirs
     assert bool(shared) == (precision == "float32")
     assert not module.training
     assert not any(parameter.requires_grad for parameter in module.parameters())

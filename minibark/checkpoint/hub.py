@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import reason
+from ..files import is_file, reason
 
 BUILT_IN = "tiny"
 RANDOM = "random"
@@ -108,10 +108,11 @@ class Source:
 
         Raises:
             FileNotFoundError: no such repository or directory, or no network.
+            PermissionError: a directory that may not be searched.
         """
         if self.is_local:
             path = self.path / filename
-            return path if os.path.isfile(path) else None
+            return path if is_file(path) else None
         from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
 
         cache, revision = self.cache_dir, self.revision

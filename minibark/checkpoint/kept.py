@@ -51,7 +51,8 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
 
 def copy_place(path: Path, cache_dir: str | os.PathLike[str] | None) -> Path:
     """Where the copy of a pickle, as it is now, is or would be."""
-    return cache_folder(cache_dir) / f"{path.stem}-{_digest(path)}.safetensors"
+    stem = re.sub(r"[^\w.+-]", "_", path.stem)[:40]  # the library takes UTF-8, a disk 255 bytes
+    return cache_folder(cache_dir) / f"{stem}-{_digest(path)}.safetensors"
 
 
 def read_copy(copy: Path) -> tuple[State, dict[str, str]] | None:

@@ -15,7 +15,7 @@ class Packed(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         raise RuntimeError(
-            f"there is no state_dict with {prefix.rstrip('.') or 'this module'}, a "
-            f"{type(self).__name__}: its weights are kept as this processor multiplies them. Open "
-            "the model in precision 'float32' for one; Bark.save writes what was opened"
+            f"a state_dict would lack {prefix.rstrip('.') or 'this module'}: the weights of "
+            f"{type(self).__name__} are kept as this processor multiplies them. Open the model in "
+            "precision 'float32' for one; Bark.save writes what was opened"
         )

@@ -66,7 +66,7 @@ def main() -> int:
     is_right = True
     if args.loads:
         stop = time.monotonic() + 60 * args.minutes
-        is_right &= watch("loads", args.loads, args.loads // 6, load_and_delete, stop)
+        is_right &= watch("loads", args.loads, max(args.loads // 6, 5), load_and_delete, stop)
     if args.clips:
         stop = time.monotonic() + 60 * args.minutes
         bark = Bark.from_pretrained("tiny", device="cpu")
