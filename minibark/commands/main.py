@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from .._version import __version__
 from ..options import knobs
 from ..speech.split import MissingExtraError
-from . import convert, info, say, voices
+from . import batch, convert, info, say, voices
 from .shared import Parser, checkpoint_parser, tell
 
 EXAMPLES = """examples:
@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   minibark say -i chapter.txt -o - --model tiny | aplay
   minibark say -i scene.txt --speaker Ann=female --speaker Bob=male --model tiny
   minibark say "Go on." --voice narrator.npz --save-voice narrator-2.npz -o next.flac
+  minibark batch manifest.jsonl clips/ --model tiny --voice female
   minibark voices --model suno/bark-small
   minibark voices female --model tiny -o preview.wav
   minibark convert suno/bark-small ./bark-small --precision bfloat16
@@ -104,6 +105,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minibark {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     parent = checkpoint_parser()
-    for command in (say, voices, convert, info):
+    for command in (say, batch, voices, convert, info):
         command.add_to(commands, parent)
     return parser
