@@ -125,7 +125,7 @@ class Job:
         encode_audio(np.zeros(1, np.float32), stages.sample_rate, suffix)  # refuses odd rates
         self._stages, self._one_piece = stages, one_piece
         self._maker = Maker(stages, suffix, rows, one_piece)
-        self._voices: dict[str | None, tuple[Voice | None, str] | Exception] = {}
+        self._voices: dict[str | None, tuple[Voice | None, str] | ManifestError] = {}
         found = list(read_manifest(manifest, voice, options, plan))
         self.bad = [bad for bad in found if isinstance(bad, BadLine) and _is_in(bad, shard)]
         checkpoint = stages.checkpoint()
@@ -197,33 +197,38 @@ class Job:
         done = self._folder.ids()
         if not again and (others := sorted(done - known)):
             raise ChangedError(
-                f"{self._folder.path} has {counted(len(others), 'clip')} that the manifest does not name "
-                f"({shown(others[0], 60)!r}): it is the folder of another job. Choose another "
-                "folder, or let them be with --again"
+                f"{self._folder.path} has {counted(len(others), 'clip')} that the manifest does "
+                f"not name ({shown(others[0], 60)!r}): it is another job's. Choose another folder, "
+                "or let them be with again=True (--again)"
             )
         todo, changed, n_kept = [], [], 0
         for line in lines:
             record = self._folder.record(line.id) if line.id in done else None
-            expected = self._expected(line) if record is not None else None
-            if record is None or expected is None:
-                todo.append(line)
-            elif difference := _difference(record, expected):
-                changed.append(f"{line.id!r} ({difference})")
-                todo.append(line)
-            else:
+            try:
+                difference = _difference(record, self._expected(line)) if record else "not made"
+            except ManifestError:
+                difference, record = "no voice", None  # which `_task` tells
+            if record and not difference:
                 n_kept += 1
+                continue
+            todo.append(line)
+            if record:
+                changed.append(f"{line.id!r} ({difference})")
         if changed and not again:
             raise ChangedError(
-                f"{counted(len(changed), 'clip')}, done before, would be otherwise now: "
-                f"{'; '.join(changed[:3])}. Choose another folder, or make them anew with --again"
+                f"{counted(len(changed), 'clip')} of {self._folder.path}, done before, would be "
+                f"otherwise now: {'; '.join(changed[:3])}. Choose another folder, or make them "
+                "anew with again=True (--again)"
             )
         return todo, n_kept
 
-    def _expected(self, line: Line) -> dict[str, Any] | None:
-        """What the clip of a line depends on, as its record has it; None without its voice."""
-        voice = self._voice(line.voice)
-        if isinstance(voice, Exception):
-            return None
+    def _expected(self, line: Line) -> dict[str, Any]:
+        """What the clip of a line depends on, as its record has it.
+
+        Raises:
+            ManifestError: there is no such voice.
+        """
+        _, checksum = self._voice(line.voice)
         options: dict[str, Any] = {**vars(line.options), **vars(line.plan)}
         first_seed = options.pop("seed")
         return {
@@ -231,29 +236,34 @@ class Job:
             "file": line.id + self._suffix,
             "text": line.text,
             "voice": line.voice,
-            "voice_checksum": voice[1],
+            "voice_checksum": checksum,
             "first_seed": first_seed,
             "options": {**options, "one_piece": self._one_piece},
             **self._common,
         }
 
-    def _voice(self, name: str | None) -> tuple[Voice | None, str] | Exception:
-        """A voice and its checksum, or why there is none."""
+    def _voice(self, name: str | None) -> tuple[Voice | None, str]:
+        """A voice and its checksum.
+
+        Raises:
+            ManifestError: there is none.
+        """
         if name not in self._voices:
             try:
                 voice = self._stages.load_voice(name)
-                self._voices[name] = (voice, voice_checksum(voice) if voice else "")
+                self._voices[name] = voice, voice_checksum(voice) if voice else ""
             except (ValueError, OSError) as error:
-                self._voices[name] = error
-        return self._voices[name]
+                self._voices[name] = ManifestError(reason(error))
+        found = self._voices[name]
+        if isinstance(found, ManifestError):
+            raise found
+        return found
 
     def _task(self, line: Line) -> Task | None:
         """What is to be done for a line; None, and a bad line more, if it cannot be."""
-        voice, expected = self._voice(line.voice), self._expected(line)
         try:
-            if isinstance(voice, Exception) or expected is None:
-                raise ManifestError(reason(voice) if isinstance(voice, Exception) else "")
-            return self._maker.task(line, expected, voice[0])
+            expected, (voice, _) = self._expected(line), self._voice(line.voice)
+            return self._maker.task(line, expected, voice)
         except (ValueError, MissingExtraError) as error:
             self.bad.append(BadLine(line.number, line.id, reason(error)))
             return None
@@ -316,5 +326,8 @@ def _difference(record: dict[str, Any], expected: dict[str, Any]) -> str:
 
 
 def _change(name: str, before: object, now: object) -> str:
-    was, is_now = (shown(repr(value), 40) for value in (before, now))
+    was, is_now = (
+        repr(shown(value, 40)) if isinstance(value, str) else shown(repr(value), 40)
+        for value in (before, now)
+    )
     return f"{name.replace('_', ' ')} was {was}, is {is_now}"

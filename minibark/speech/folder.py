@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..audio import FORMATS
-from ..files import MAX_TEXT_BYTES, reason, replacing
+from ..files import MAX_TEXT_BYTES, reason, replacing, shown
 from .manifest import BadLine
 
 MARK = ".minibark-batch"
@@ -46,18 +46,20 @@ class ClipFolder:
             )
         self.path.mkdir(exist_ok=True)
         names = sorted(os.listdir(self.path))
-        if names and MARK not in names:
+        others = [name for name in names if not name.startswith(".")]
+        if others and MARK not in names:
             raise FolderError(
-                f"{self.path} has files that no batch wrote ({names[0]!r:.60}); "
+                f"{self.path} has files that no batch wrote ({shown(others[0], 60)!r}); "
                 "choose a new or an empty folder"
             )
         self._mark = (self.path / MARK).open("a+b")
         try:
             self._keep_others_out()
-            if not names:
+            if MARK in names:
+                self._sweep()
+            else:
                 self._mark.write(_ABOUT.encode())
                 self._mark.flush()
-            self._sweep()
         except BaseException:
             self.close()
             raise
@@ -91,27 +93,27 @@ class ClipFolder:
                 f"{path} is not the record of a clip ({reason(error)}); delete it, and the clip "
                 "is made again"
             ) from error
-        sounds = {f"{name}{suffix}" for suffix in FORMATS}
-        is_there = document.get("file") in sounds and (self.path / document["file"]).is_file()
-        return document if is_there else None
-
-    def forget(self, name: str) -> None:
-        """Take a clip away, its record first."""
-        for suffix in (".json", *FORMATS):
-            (self.path / f"{name}{suffix}").unlink(missing_ok=True)
+        files = [file for file in _sounds(name) if file == document.get("file")]
+        return document if files and (self.path / files[0]).is_file() else None
 
     def add(self, record: dict[str, Any], sound: bytes) -> None:
-        """Write a clip; one that was there of its id is gone before.
+        """Write a clip, in place of one that was there of its id.
 
         Raises:
             OSError: it cannot be written; what to do is in the text.
         """
         text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+        place, file = self.path / f"{record['id']}.json", record["file"]
         try:
-            self.forget(record["id"])
-            _write(self.path / record["file"], sound)
-            # A lone surrogate becomes what JSON writes for it.
-            _write(self.path / f"{record['id']}.json", text.encode("utf-8", "backslashreplace"))
+            with replacing(self.path / file) as part:
+                _write(part, sound)
+                # From here on the clip is not done: the old record is not of the new sound.
+                place.unlink(missing_ok=True)
+            for other in _sounds(record["id"]) - {file}:
+                (self.path / other).unlink(missing_ok=True)
+            with replacing(place) as part:
+                # A lone surrogate becomes what JSON writes for it.
+                _write(part, text.encode("utf-8", "backslashreplace"))
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -121,7 +123,8 @@ class ClipFolder:
         text = "".join(map(_as_json, bad))
         try:
             if text:
-                _write(path, text.encode("utf-8"))
+                with replacing(path) as part:
+                    _write(part, text.encode("utf-8"))
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
@@ -173,14 +176,19 @@ def _is_locked_by_another(file: BinaryIO) -> bool:
     return False
 
 
+def _sounds(name: str) -> set[str]:
+    """What the sound of a clip may be called."""
+    return {f"{name}{suffix}" for suffix in FORMATS}
+
+
 def _as_json(bad: BadLine) -> str:
     document: dict[str, object] = {"line": bad.number, "id": bad.id or None, "reason": bad.reason}
     return json.dumps(document) + "\n"
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file, whole and on the disk, or not at all."""
-    with replacing(path) as part, part.open("wb") as file:
+    """Write a file, and wait until it is on the disk."""
+    with path.open("wb") as file:
         file.write(content)
         file.flush()
         try:
