@@ -27,14 +27,19 @@ CONFIG = dataclasses.replace(
 
 # The parent has imported everything and run nothing, so that a child may be forked.
 _NURSERY = """
-import json, os, sys
+import json, os, resource, signal, sys
 import soundfile, torch, tqdm
 from minibark.commands.main import main
 torch.set_num_threads(1)
 for line in sys.stdin:
     child = os.fork()
     if not child:
-        status = main(json.loads(line))
+        words, stderr, limit = json.loads(line)
+        os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        if limit:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        status = main(words)
         sys.stderr.flush()
         os._exit(status)
     print(child, flush=True)
@@ -81,9 +86,14 @@ class Nursery:
         self.process.wait(timeout=60)
 
     @contextlib.contextmanager
-    def running(self, *words: object) -> Iterator[int]:
-        """The process of a command; it is waited for, and `status` is how it ended."""
-        self.process.stdin.write(json.dumps(list(map(str, words))) + "\n")
+    def running(
+        self, *words: object, stderr: Path = Path(os.devnull), limit: int = 0
+    ) -> Iterator[int]:
+        """The process of a command; it is waited for, and `status` is how it ended.
+
+        `stderr` is the file of what it says, `limit` the most bytes of any file that it writes.
+        """
+        self.process.stdin.write(json.dumps([list(map(str, words)), str(stderr), limit]) + "\n")
         self.process.stdin.flush()
         yield int(self.process.stdout.readline())
         self.status = os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
