@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from .checkpoint.opened import Checkpoint
 from .checkpoint.voices import VoiceLike, Voices
 from .config import BarkConfig
 from .options import Options, Seed, TokensLike, code_ids, token_ids
@@ -31,6 +34,7 @@ class Stages:
     voices: Voices
     normalize: str
     pipeline: Pipeline
+    _reopen: Callable[[], Checkpoint]
 
     @property
     def device(self) -> torch.device:
@@ -145,6 +149,10 @@ class Stages:
         g = self.config.generation
         n = g.n_fine_codebooks
         return self.pipeline.decode(code_ids(fine, "fine", g.codebook_size, n, n))
+
+    def checkpoint(self) -> Checkpoint:
+        """What this was opened as, opened again; changes of a model since then are not in it."""
+        return self._reopen()
 
     def load_voice(self, voice: VoiceLike) -> Voice | None:
         """The voice that a name, path, dictionary or `Voice` stands for, checked; None stays None.

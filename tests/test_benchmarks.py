@@ -65,10 +65,10 @@ def voice(tmp_path: Path) -> Path:
     return path
 
 
-def test_there_are_at_most_ten_files() -> None:
+def test_there_are_at_most_eleven_files() -> None:
     files = list(BENCHMARKS.glob("*.py"))
-    assert len(files) <= 10
-    assert sum(len(path.read_text().splitlines()) for path in files) <= 2800
+    assert len(files) <= 11
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 2920
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -186,6 +186,23 @@ def test_batch_speaks_rows_together() -> None:
         assert result["total_s"] == pytest.approx(sum(result["seconds"].values()))
         assert result["audio_per_s"] == pytest.approx(result["audio_s"] / result["total_s"])
     assert three["times_one_row"] == pytest.approx(three["total_s"] / one["total_s"])
+
+
+def test_bulk_times_whole_jobs() -> None:
+    options = ("--texts", 5, "--longest-s", 0.1, "--warmup", 0, "--rows", 1, 3)
+    document = closing_json(run("bench_bulk.py", *RANDOM, *options))
+    one, three = document["results"]
+    assert (one["rows"], three["rows"]) == (1, 3)
+    assert one["clips"] == three["clips"] == 5
+    assert 5 * 0.09 < one["audio_s"] < 5 * 0.13
+    assert one["audio_s"] == three["audio_s"]
+    for result in (one, three):
+        assert_spread(result["seconds"])
+        seconds = result["seconds"]["median"]
+        assert result["clips_per_s"] == pytest.approx(5 / seconds)
+        assert result["rtf"] == pytest.approx(seconds / result["audio_s"])
+    faster = one["seconds"]["median"] / three["seconds"]["median"]
+    assert three["times_faster"] == pytest.approx(faster)
 
 
 def test_decode_times_steps_and_passes_against_limits() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from ..config import BarkConfig
+from ..config import STAGES, BarkConfig
 from ..tokenizer import Tokenizer
 from .hub import RANDOM
 from .rows import SCALE, floats_state
@@ -45,6 +47,21 @@ class Checkpoint:
         """How many numbers a stage has, scales of int8 rows not counted."""
         state = self.states[stage]
         return sum(tensor.numel() for name, tensor in state.items() if not name.endswith(SCALE))
+
+    def checksum(self) -> str:
+        """SHA-256, in hex, of all that decides what is said: numbers, weights and vocabulary.
+
+        Names, voices and the layout are not in it. It reads all weights once.
+        """
+        head = {"config": self.config.to_dict(), "normalize": self.normalize}
+        total = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+        total.update(json.dumps(self.tokenizer.vocab).encode())
+        for stage in STAGES:
+            for name, tensor in sorted(self.states[stage].items()):
+                total.update(f"{stage} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                values = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+                total.update(values.numpy().data)
+        return total.hexdigest()
 
 
 class Reopening(dict[str, State]):

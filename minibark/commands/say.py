@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING
 
 from ..audio import FORMATS, AudioStream, check_suffix, encode_audio, save_audio
 from ..bark import Bark
-from ..checkpoint.hub import RANDOM
 from ..files import replacing
 from ..options import Options
 from ..pipeline import Audio
-from ..precision import BACKENDS, PRECISIONS
 from ..speech.dialog import parse_speakers
 from ..speech.plan import LongOptions
 from .bars import Bars
@@ -25,13 +23,11 @@ from .long import Listening, Said, is_one_piece, preview, reading_of, say_pieces
 from .shared import (
     add_model,
     add_options,
-    add_precision,
+    add_running,
     check_writable,
-    checkpoint_options,
     naming_stdout,
+    open_bark,
     options_of,
-    tell,
-    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -69,16 +65,7 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="keep what was said (last) as an .npz voice to go on with",
     )
-    add("--device", help="cpu, cuda, mps ... (default: cuda where there is one, else cpu)")
-    note = "float32 on a CPU, bfloat16 on CUDA; int8 is for both, int4 for CPUs"
-    add_precision(say, PRECISIONS, note)
-    add(
-        "--backend",
-        choices=BACKENDS,
-        help="what decodes; triton's fused kernels need an NVIDIA GPU (default: the fastest here)",
-    )
-    add("--threads", type=whole_number(1, 1024), metavar="N", help="on a CPU (default: its cores)")
-    add("--offload", action="store_true", help="keep only the running stage on the device")
+    add_running(say)
     add_options(say)
     long = "how to say what does not fit one piece"
     add_options(say, LongOptions, long)
@@ -107,7 +94,7 @@ def _run(args: argparse.Namespace) -> None:
     for place in filter(None, (args.output if args.output != "-" else None, args.save_voice)):
         check_writable(Path(place))
     text = _text(args)
-    bark = _bark(args)
+    bark = open_bark(args)
     if args.split_preview:
         preview(reading_of(bark, text, args, options, plan))
         return
@@ -195,24 +182,6 @@ def _check_places(args: argparse.Namespace) -> None:
         raise ValueError("-o - writes audio; send it to a file or a pipe, not a terminal")
     if args.save_voice and Path(args.save_voice).suffix.lower() != ".npz":
         raise ValueError(f"--save-voice must end in .npz, got {args.save_voice!r}")
-
-
-def _bark(args: argparse.Namespace) -> Bark:
-    """The Bark that the options describe."""
-    if args.threads is not None:
-        import torch
-
-        torch.set_num_threads(args.threads)
-    if args.model == RANDOM and not args.quiet:
-        tell("'random' has seeded random weights: the sound is noise")
-    return Bark.from_pretrained(
-        args.model,
-        device=args.device,
-        precision=args.precision,
-        backend=args.backend,
-        offload=args.offload,
-        **checkpoint_options(args),
-    )
 
 
 def _text(args: argparse.Namespace) -> str:

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from ..bark import Bark
 from ..checkpoint.hub import BUILT_IN, RANDOM
 from ..files import shown
 from ..options import Knobs, Options, knobs
+from ..precision import BACKENDS, PRECISIONS
 from .ends import complain, hush
 
 if TYPE_CHECKING:
@@ -125,6 +127,39 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_precision(parser: argparse.ArgumentParser, choices: tuple[str, ...], default: str) -> None:
     """Add `--precision`."""
     parser.add_argument("--precision", choices=choices, help=f"default: {default}")
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `open_bark`, but for the model's."""
+    add = parser.add_argument
+    add("--device", help="cpu, cuda, mps ... (default: cuda where there is one, else cpu)")
+    note = "float32 on a CPU, bfloat16 on CUDA; int8 is for both, int4 for CPUs"
+    add_precision(parser, PRECISIONS, note)
+    add(
+        "--backend",
+        choices=BACKENDS,
+        help="what decodes; triton's fused kernels need an NVIDIA GPU (default: the fastest here)",
+    )
+    add("--threads", type=whole_number(1, 1024), metavar="N", help="on a CPU (default: its cores)")
+    add("--offload", action="store_true", help="keep only the running stage on the device")
+
+
+def open_bark(args: argparse.Namespace) -> Bark:
+    """The Bark that the options describe; errors are those of `Bark.from_pretrained`."""
+    if args.threads is not None:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    if args.model == RANDOM and not args.quiet:
+        tell("'random' has seeded random weights: the sound is noise")
+    return Bark.from_pretrained(
+        args.model,
+        device=args.device,
+        precision=args.precision,
+        backend=args.backend,
+        offload=args.offload,
+        **checkpoint_options(args),
+    )
 
 
 def add_options(

@@ -40,6 +40,7 @@ class Spoken:
         audio: (N,) float32, without the silences around it.
         seed: which made it.
         fault: what is wrong with it still; "" is nothing.
+        tries: how often it was made.
     """
 
     piece: Piece
@@ -47,6 +48,7 @@ class Spoken:
     audio: Audio
     seed: int
     fault: str
+    tries: int = 1
 
 
 OnPieces = Callable[[int, int, int], None]
@@ -134,12 +136,14 @@ class Speaker:
     ) -> list[Spoken]:
         """The turns of a group; what goes wrong is made again."""
         best: dict[int, Spoken] = {}
+        tries: dict[int, int] = {}
         wanting = list(group)
         for attempt in range(self.plan.retries + 1):
             made = self._attempt(wanting, voices, attempt, on_step)
             for (index, _), spoken in zip(wanting, made, strict=True):
                 if index not in best or not spoken.fault or not len(best[index].audio):
                     best[index] = spoken
+                tries[index] = attempt + 1
             wanting = [one for one in wanting if best[one[0]].fault]
             for index, turn in wanting:
                 is_last = attempt == self.plan.retries
@@ -149,7 +153,7 @@ class Speaker:
                 )
             if not wanting:
                 break
-        return [best[index] for index, _ in group]
+        return [dataclasses.replace(best[index], tries=tries[index]) for index, _ in group]
 
     def _attempt(
         self,

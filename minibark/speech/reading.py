@@ -77,17 +77,20 @@ class Reading:
         on_voice: Callable[[Voice], object] | None = None,
     ) -> Iterator[Audio]:
         """The sound of each piece, with the silences around it; `on_voice` is given its tokens."""
-        rate, silence_s = self._stages.sample_rate, self._plan.silence_s
         for index, one in enumerate(self.pieces(on_step, at_once, on_pieces)):
             if on_voice:
                 on_voice(one.voice)
-            is_last = index == len(self.turns) - 1
-            behind_s = one.piece.pause_after_s + (0 if is_last else silence_s)
-            before, behind = (
-                np.zeros(round(seconds * rate), np.float32)
-                for seconds in (one.piece.pause_before_s, behind_s)
-            )
-            yield np.concatenate((before, one.audio, behind))
+            yield self.with_silences(index, one)
+
+    def with_silences(self, index: int, one: Spoken) -> Audio:
+        """The sound of the piece of that index, with the silences around it."""
+        is_last = index == len(self.turns) - 1
+        behind_s = one.piece.pause_after_s + (0 if is_last else self._plan.silence_s)
+        before, behind = (
+            np.zeros(round(seconds * self._stages.sample_rate), np.float32)
+            for seconds in (one.piece.pause_before_s, behind_s)
+        )
+        return np.concatenate((before, one.audio, behind))
 
     def _turns(self, text: str, speaker: str, first_short: bool = False) -> list[Turn]:
         stages, plan = self._stages, self._plan

@@ -1,0 +1,170 @@
+"""`minibark batch`: a manifest of texts to a folder of clips."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..audio import FORMATS
+from ..options import Options
+from ..speech.batch import MOST_ROWS
+from ..speech.bulk import Job, Summary, counted
+from ..speech.folder import ERRORS
+from ..speech.manifest import read_manifest
+from ..speech.plan import LongOptions
+from .shared import (
+    add_model,
+    add_options,
+    add_running,
+    open_bark,
+    options_of,
+    whole_number,
+)
+
+if TYPE_CHECKING:
+    from .shared import Commands
+
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+_REDRAW_S = 0.5
+_ABOUT = """A line of the manifest is a JSON object:
+
+  {"id": "hello", "text": "Hello.", "voice": "female", "seed": 7, "temperature": 0.6}
+
+id and text are needed. voice and the options have the names that Python gives them (min_eos_p,
+max_duration_s, ...); those given here hold for lines without their own. A line without a seed has
+one made of its id and --seed. OUT/ID.json says how a clip was made and is written last: a clip is
+done once it is there, and the same command makes what is not. Lines of which no clip can be made
+are told in OUT/errors.jsonl, and the exit status is 1."""
+
+
+def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
+    """Add the command and its options."""
+    batch = commands.add_parser(
+        "batch",
+        parents=[parent],
+        help="speak a manifest of texts to a folder of clips",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    batch.set_defaults(run=_run, parser=batch)
+    add = batch.add_argument
+    add("manifest", metavar="MANIFEST", help="JSON lines, in UTF-8")
+    add("out", metavar="OUT", help="the folder of the clips; it is made if it is not there")
+    formats = [suffix[1:] for suffix in FORMATS]
+    add("--format", choices=formats, default=formats[0], help="of the sound (default: %(default)s)")
+    add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only part I of N of the lines")
+    add(
+        "--rows",
+        type=whole_number(1, 1024),
+        default=MOST_ROWS,
+        metavar="N",
+        help="clips that are made together (default: %(default)s)",
+    )
+    add("--one-piece", action="store_true", help="cut long texts off, as suno/bark does")
+    add(
+        "--again",
+        action="store_true",
+        help="make clips again whose line, options or model have changed, and let clips be that "
+        "the manifest does not name",
+    )
+    add_model(batch)
+    add("--voice", metavar="NAME|FILE", help="of lines without: one of the model, or an .npz file")
+    add_running(batch)
+    add_options(batch)
+    add_options(batch, LongOptions, "how to say what does not fit one piece")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, n = text.partition("/")
+    try:
+        found = int(part), int(n)
+    except ValueError:
+        found = 0, 0
+    if not 1 <= found[0] <= found[1]:
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, got {text!r}")
+    return found
+
+
+def _run(args: argparse.Namespace) -> None:
+    try:
+        options, plan = options_of(args, Options), options_of(args, LongOptions)
+    except ValueError as error:
+        args.parser.error(str(error))
+    job: Job | None = None
+    next(read_manifest(args.manifest))  # refused before a model is fetched
+    try:
+        with Job(
+            open_bark(args),
+            args.manifest,
+            args.out,
+            voice=args.voice,
+            options=options,
+            plan=plan,
+            audio_format=args.format,
+            model=args.model,
+            shard=args.shard,
+            rows=args.rows,
+            one_piece=args.one_piece,
+            again=args.again,
+        ) as job:
+            _make(job, args.quiet)
+    except KeyboardInterrupt:
+        n_made = job.summary.n_made if job else 0
+        raise ValueError(
+            f"interrupted; {counted(n_made, 'clip')} made and kept, the same command goes on"
+        ) from None
+    if not args.quiet:
+        print(f"{args.out}: {_told(job.summary)}", file=sys.stderr)
+    if job.bad:
+        first = min(job.bad, key=lambda bad: bad.number)
+        raise ValueError(
+            f"{counted(len(job.bad), 'line')} without a clip, as {args.out}/{ERRORS} says; line "
+            f"{first.number}: {first.reason}"
+        )
+
+
+def _make(job: Job, quiet: bool) -> None:
+    """Run the job under a bar of clips."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=job.n_todo,
+        unit="clips",
+        bar_format=_BAR,
+        disable=quiet or not job.n_todo,
+        file=sys.stderr,
+    ) as bar:
+        for _ in job.run(_Postfix(bar)):
+            bar.update()
+
+
+class _Postfix:
+    """Shows, beside the bar, how far the clips in work are."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+        self.drawn = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if time.monotonic() - self.drawn > _REDRAW_S:
+            self.drawn = time.monotonic()
+            self.bar.set_postfix_str(f"{stage} {done}/{total}")
+
+
+def _told(summary: Summary) -> str:
+    """What became of a job, in one line."""
+    parts = [f"{counted(summary.n_made, 'clip')} made"]
+    if summary.n_made:
+        rtf = summary.wall_s / summary.audio_s
+        rate = summary.n_made / summary.wall_s
+        parts[0] += (
+            f", {summary.audio_s:.1f} s of audio in {summary.wall_s:.1f} s, RTF {rtf:.2f}, "
+            f"{rate:.2f} clips/s"
+        )
+    if summary.n_kept:
+        parts.append(f"{summary.n_kept} done before")
+    if summary.n_doubtful:
+        parts.append(f"{summary.n_doubtful} that may be wrong (see 'fault' in the records)")
+    return "; ".join(parts)

@@ -1,0 +1,198 @@
+"""A folder of clips, each a sound and a record, in which one job works at a time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..audio import FORMATS
+from ..files import MAX_TEXT_BYTES, reason, replacing, shown
+from .manifest import BadLine
+
+MARK = ".minibark-batch"
+ERRORS = "errors.jsonl"
+_ABOUT = "This folder is written by 'minibark batch': ID.json is there once a clip is done.\n"
+
+
+class FolderError(ValueError):
+    """A folder that a job must not, or cannot, work in."""
+
+
+class ClipFolder:
+    """The clips of a job.
+
+    A clip's record is written after its sound, and both under a temporary name and renamed: so a
+    clip is done exactly when its record is there, whenever a process is killed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open it, and keep others out; it is made if it is not there.
+
+        Raises:
+            FolderError: another job is at work there, or the folder has files of other origin.
+            OSError: it cannot be made, or written.
+        """
+        self.path = Path(os.path.expanduser(path))
+        if self.path.exists() and not self.path.is_dir():
+            raise FolderError(f"{self.path} is no folder; choose another place for the clips")
+        if not self.path.absolute().parent.is_dir():
+            raise FileNotFoundError(
+                f"the folder {self.path.absolute().parent} does not exist; create it first"
+            )
+        self.path.mkdir(exist_ok=True)
+        names = sorted(os.listdir(self.path))
+        others = [name for name in names if not name.startswith(".")]
+        if others and MARK not in names:
+            raise FolderError(
+                f"{self.path} has files that no batch wrote ({shown(others[0], 60)!r}); "
+                "choose a new or an empty folder"
+            )
+        self._mark = (self.path / MARK).open("a+b")
+        try:
+            self._keep_others_out()
+            if MARK in names:
+                self._sweep()
+            else:
+                self._mark.write(_ABOUT.encode())
+                self._mark.flush()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others in."""
+        self._mark.close()
+
+    def ids(self) -> set[str]:
+        """The ids of the clips that are done."""
+        names = os.listdir(self.path)
+        return {name[:-5] for name in names if name.endswith(".json") and name[0] != "."}
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """The record of a clip that is done; None if it, or the sound that it names, is not there.
+
+        Raises:
+            FolderError: there is a file of its name that is no record.
+        """
+        path = self.path / f"{name}.json"
+        try:
+            if path.stat().st_size > MAX_TEXT_BYTES:
+                raise ValueError("it is too large")
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(document, dict) or document.get("id") != name:
+                raise ValueError("it is of no such clip")
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError) as error:
+            raise FolderError(
+                f"{path} is not the record of a clip ({reason(error)}); delete it, and the clip "
+                "is made again"
+            ) from error
+        files = [file for file in _sounds(name) if file == document.get("file")]
+        return document if files and (self.path / files[0]).is_file() else None
+
+    def add(self, record: dict[str, Any], sound: bytes) -> None:
+        """Write a clip, in place of one that was there of its id.
+
+        Raises:
+            OSError: it cannot be written; what to do is in the text.
+        """
+        text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+        place, file = self.path / f"{record['id']}.json", record["file"]
+        try:
+            with replacing(self.path / file) as part:
+                _write(part, sound)
+                # From here on the clip is not done: the old record is not of the new sound.
+                place.unlink(missing_ok=True)
+            for other in _sounds(record["id"]) - {file}:
+                (self.path / other).unlink(missing_ok=True)
+            with replacing(place) as part:
+                # A lone surrogate becomes what JSON writes for it.
+                _write(part, text.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def write_errors(self, bad: Iterable[BadLine]) -> None:
+        """Begin `errors.jsonl` with these lines; without any the file is taken away."""
+        path = self.path / ERRORS
+        text = "".join(map(_as_json, bad))
+        try:
+            if text:
+                with replacing(path) as part:
+                    _write(part, text.encode("utf-8"))
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def add_error(self, bad: BadLine) -> None:
+        """Add one to `errors.jsonl`."""
+        try:
+            with (self.path / ERRORS).open("ab") as file:
+                file.write(_as_json(bad).encode("utf-8"))
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> OSError:
+        return OSError(
+            f"{self.path} cannot be written ({error.strerror or reason(error)}); what is done is "
+            "kept: make room there, and run the same again"
+        )
+
+    def _keep_others_out(self) -> None:
+        """Lock the folder; a system lets go of the lock of a process that has been killed."""
+        if _is_locked_by_another(self._mark):
+            raise FolderError(
+                f"another batch is at work in {self.path}; wait for it, or choose another folder"
+            )
+
+    def _sweep(self) -> None:
+        """Take away what a killed job was writing."""
+        for name in os.listdir(self.path):
+            if name.startswith(".") and name.endswith(".part"):
+                path = self.path / name
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def _is_locked_by_another(file: BinaryIO) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    return False
+
+
+def _sounds(name: str) -> set[str]:
+    """What the sound of a clip may be called."""
+    return {f"{name}{suffix}" for suffix in FORMATS}
+
+
+def _as_json(bad: BadLine) -> str:
+    document: dict[str, object] = {"line": bad.number, "id": bad.id or None, "reason": bad.reason}
+    return json.dumps(document) + "\n"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file, and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot
+                raise

@@ -1,0 +1,556 @@
+"""`minibark batch`: each clip is what it is alone, and what is done stays done."""
+
+import json
+import os
+import re
+import signal
+import time
+import unicodedata
+from pathlib import Path
+from random import Random
+
+import killed_jobs
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import minibark
+from minibark.audio import encode_audio
+from minibark.commands.main import main
+from minibark.speech.bulk import ChangedError, Job, run
+from minibark.speech.folder import FolderError
+from minibark.speech.manifest import (
+    BadLine,
+    Line,
+    ManifestError,
+    folded,
+    read_manifest,
+    seed_of,
+    share_of,
+)
+
+LONG = "A hut on the hill. No one was in it. We went in slowly."
+TEXTS = {
+    "short": {"text": "Hi.", "seed": 1},
+    "other": {"text": "A hut.", "seed": 2, "voice": "made"},
+    "hot": {"text": "On the hill.", "seed": 3, "temperature": 1.2, "top_k": 9},
+    "cool": {"text": "In the hut.", "seed": 4, "max_duration_s": 0.1, "min_eos_p": None},
+    "same": {"text": "Hi.", "seed": 1},
+    "mine": {"text": "No one there."},
+    "yours": {"text": "No one there."},
+    "long": {"text": LONG, "seed": 5, "voice": "made", "retries": 1},
+    "pause": {"text": "Hi. [pause:100ms]", "seed": 6, "silence_s": 0.1},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return killed_jobs.save_model(tmp_path_factory.mktemp("bulk"))
+
+
+@pytest.fixture(scope="module")
+def bark(model):
+    return minibark.Bark.from_pretrained(model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    with killed_jobs.Nursery() as nursery:
+        yield nursery
+
+
+def write(path, lines):
+    """A manifest: objects by id, or lines as they are."""
+    if isinstance(lines, dict):
+        lines = [json.dumps({"id": name, **line}) for name, line in lines.items()]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def records(out):
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in out.glob("*.json")]
+    return {record["id"]: record for record in found}
+
+
+def errors(out):
+    path = out / "errors.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def alone(bark, record):
+    """The audio that a record says how to make."""
+    knobs = {**record["options"], "seed": record["seed"]}
+    assert knobs.pop("one_piece") is False
+    plan = {name: knobs.pop(name) for name in vars(minibark.LongOptions())}
+    if record["pieces"] == 1 and "[pause" not in record["text"]:
+        return bark.generate(record["text"], record["voice"], **knobs)
+    return bark.generate_long(record["text"], record["voice"], **knobs, **plan)
+
+
+# ---- what a clip is
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_each_clip_is_what_it_is_alone(bark, tmp_path, suffix):
+    manifest, out = write(tmp_path / "m.jsonl", TEXTS), tmp_path / "out"
+    told = []
+    summary = run(bark, manifest, out, rows=3, audio_format=suffix, on_clip=told.append)
+    made = records(out)
+    assert summary.n_made == len(TEXTS) == len(told) and summary.n_bad == 0
+    assert made == {record["id"]: record for record in told} and list(made) != list(TEXTS)
+    for name, record in made.items():
+        audio = alone(bark, record)
+        content = (out / record["file"]).read_bytes()
+        assert record["file"] == f"{name}.{suffix}"
+        assert content == encode_audio(audio, bark.sample_rate, f".{suffix}"), name
+        assert record["seconds"] == pytest.approx(len(audio) / bark.sample_rate, abs=1e-3)
+        assert record["first_seed"] == TEXTS[name].get("seed", record["first_seed"])
+        assert record["precision"] == "float32" and record["wall_s"] > 0
+    assert made["long"]["pieces"] > 1 and made["pause"]["pieces"] == 1
+    assert made["same"]["seed"] == made["short"]["seed"] == 1
+    assert made["mine"]["first_seed"] != made["yours"]["first_seed"]
+    assert summary.audio_s == pytest.approx(sum(r["seconds"] for r in made.values()), abs=0.01)
+    assert sum(r["wall_s"] for r in made.values()) == pytest.approx(summary.wall_s, rel=0.2)
+
+
+def test_a_trained_model_reads_its_manifest(tmp_path):
+    bark = minibark.Bark.from_pretrained("tiny", device="cpu")
+    lines = {"one": {"text": "Hello."}, "two": {"text": "A dog.", "voice": "male"}}
+    options = minibark.Options(seed=4)
+    run(bark, write(tmp_path / "m", lines), tmp_path / "out", voice="female", options=options)
+    made = records(tmp_path / "out")
+    assert [made[name]["voice"] for name in lines] == ["female", "male"]
+    for name, record in made.items():
+        assert (record["tries"], record["fault"]) == (1, "")
+        assert record["seed"] == record["first_seed"] == seed_of(name, 4)
+        samples, _ = soundfile.read(tmp_path / "out" / record["file"], dtype="int16")
+        expected = bark.generate(record["text"], record["voice"], seed=record["seed"])
+        assert np.abs(samples - np.rint(expected * 32767)).max() <= 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_other_groups_and_other_runs_give_the_same_clips(bark, tmp_path):
+    lines = {f"c{i}": {"text": " ".join(["hut"] * (1 + i % 4))} for i in range(5)}
+    back = dict(reversed(lines.items()))
+    sounds = []
+    for n, (some, rows, seed) in enumerate(
+        [(lines, 1, None), (back, 4, 0), ({"c3": lines["c3"]}, 2, 0), (lines, 2, 1)]
+    ):
+        out = tmp_path / str(n)
+        options = minibark.Options(seed=seed)
+        run(bark, write(tmp_path / "m", some), out, rows=rows, options=options)
+        sounds.append({path.stem: path.read_bytes() for path in out.glob("*.wav")})
+    assert sounds[0] == sounds[1] and sounds[2] == {"c3": sounds[0]["c3"]}
+    assert all(sounds[3][name] != sounds[0][name] for name in lines)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_goes_wrong_is_made_again_unless_the_line_gives_the_seed(bark, tmp_path):
+    lines = {f"c{i}": {"text": "a " * (i + 1)} for i in range(10)}
+    lines |= {f"s{i}": {"text": "a " * (i + 1), "seed": i} for i in range(6)}
+    summary = run(bark, write(tmp_path / "m", lines), tmp_path / "out")
+    made = records(tmp_path / "out")
+    again = [r for r in made.values() if r["tries"] > 1]
+    assert again and all(record["id"][0] == "c" for record in again)
+    cured = [record for record in again if not record["fault"]]
+    assert cured and all(record["seed"] != record["first_seed"] for record in cured)
+    assert any(record["fault"] for record in made.values() if record["id"][0] == "s")
+    assert {r["tries"] for r in made.values() if r["fault"] and r["id"][0] == "c"} <= {3}
+    assert summary.n_doubtful == sum(bool(record["fault"]) for record in made.values())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_one_piece_cuts_a_long_text_and_says_so(bark, tmp_path):
+    lines = {"long": {"text": LONG, "seed": 5}}
+    run(bark, write(tmp_path / "m", lines), tmp_path / "out", one_piece=True)
+    (record,) = records(tmp_path / "out").values()
+    expected = encode_audio(bark.generate(LONG, seed=5), bark.sample_rate)
+    assert (tmp_path / "out" / "long.wav").read_bytes() == expected
+    n = len(bark.tokenizer.encode(LONG))
+    assert record["warnings"] == [f"{n - 32} of the {n} tokens of the text are cut off"]
+
+
+# ---- what is done, and what would be otherwise
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_second_run_makes_what_is_missing(bark, tmp_path):
+    out, manifest = tmp_path / "out", write(tmp_path / "m", TEXTS)
+    run(bark, manifest, out)
+    whole = killed_jobs.clips(out)
+    (out / "hot.json").unlink()
+    (out / "mine.wav").unlink()
+    (out / ".mine.wav.0123abcd.part").write_bytes(b"half")
+    (out / ".x.part").mkdir()
+    (out / "errors.jsonl").write_text("of a run before")
+    told = []
+    summary = run(bark, manifest, out, on_clip=told.append)
+    assert {record["id"] for record in told} == {"hot", "mine"}
+    assert (summary.n_made, summary.n_kept) == (2, len(TEXTS) - 2)
+    for name, clip in killed_jobs.clips(out).items():
+        assert clip[3] == whole[name][3]
+        assert (clip == whole[name]) == (name not in ("hot", "mine"))
+    killed_jobs.assert_complete(out, list(TEXTS))
+    assert run(bark, manifest, out).n_made == 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("line", "settings", "words"),
+    [
+        ({"text": "Ho."}, {}, "text was 'Hi.', is 'Ho.'"),
+        ({"voice": "made"}, {}, "voice was None, is 'made'"),
+        ({"seed": 8}, {}, "first seed was 7, is 8"),
+        ({"top_k": 3}, {}, "top k was None, is 3"),
+        ({}, {"options": minibark.Options(fine_temperature=0.4)}, "temperature was 0.5, is 0.4"),
+        ({}, {"plan": minibark.LongOptions(goal=50)}, "goal was 110, is 50"),
+        ({}, {"audio_format": "flac"}, "file was 'a.wav', is 'a.flac'"),
+        ({}, {"one_piece": True}, "one piece was False, is True"),
+    ],
+)
+def test_a_change_of_what_is_done_is_refused_and_named(bark, tmp_path, line, settings, words):
+    lines = {"a": {"text": "Hi.", "seed": 7}, "b": {"text": "Hut.", "seed": 7, "top_k": 3}}
+    if settings:
+        del lines["b"]
+    out, manifest = tmp_path / "out", write(tmp_path / "m", lines)
+    run(bark, manifest, out)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    lines["a"] |= line
+    write(manifest, lines)
+    with pytest.raises(ChangedError, match=re.escape(words)) as caught:
+        run(bark, manifest, out, **settings)
+    assert "'a'" in str(caught.value) and "'b'" not in str(caught.value)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    told = []
+    run(bark, manifest, out, again=True, on_clip=told.append, **settings)
+    assert [record["id"] for record in told] == ["a"]
+    assert len(os.listdir(out)) == len(before)
+    assert run(bark, manifest, out, **settings).n_made == 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_another_model_voice_or_precision_is_refused(bark, model, tmp_path):
+    lines = {"a": {"text": "Hi.", "voice": str(tmp_path / "v.npz")}}
+    out, manifest = tmp_path / "out", write(tmp_path / "m", lines)
+    bark.load_voice("made").save(tmp_path / "v.npz")
+    run(bark, manifest, out)
+    # The same weights elsewhere are the same model, which is no matter of its name.
+    bark.save(tmp_path / "copy")
+    same = minibark.Bark.from_pretrained(tmp_path / "copy", device="cpu")
+    assert same.checkpoint().checksum() == bark.checkpoint().checksum()
+    assert run(same, manifest, out).n_kept == 1
+    other = minibark.Bark(killed_jobs.CONFIG, device="cpu", seed=4)
+    with pytest.raises(ChangedError, match=r"model was '.*', is 'random'"):
+        run(other, manifest, out)
+    float16 = minibark.Bark.from_pretrained(model, device="cpu", precision="bfloat16")
+    with pytest.raises(ChangedError, match="precision was 'float32', is 'bfloat16'"):
+        run(float16, manifest, out)
+    voice = bark.load_voice("made")
+    minibark.Voice(voice.semantic, voice.coarse, voice.fine.flip(1)).save(tmp_path / "v.npz")
+    with pytest.raises(ChangedError, match=r"voice checksum was '.*', is '"):
+        run(bark, manifest, out)
+
+
+@pytest.mark.parametrize("part", ["weight", "number", "vocabulary"])
+def test_a_checksum_is_of_all_that_decides_what_is_said(bark, part):
+    checkpoint = bark.checkpoint()
+    before = checkpoint.checksum()
+    if part == "weight":
+        states = {stage: dict(checkpoint.states[stage]) for stage in checkpoint.states}
+        name, tensor = next(iter(states["codec"].items()))
+        states["codec"][name] = tensor.clone()
+        states["codec"][name].view(-1)[-1] += 1e-3
+        changed = {"states": states}
+    elif part == "number":
+        generation = minibark.GenerationConfig(
+            **{**vars(checkpoint.config.generation), "max_new_tokens": 15}
+        )
+        changed = {
+            "config": minibark.BarkConfig(**{**vars(checkpoint.config), "generation": generation})
+        }
+    else:
+        vocabulary = list(checkpoint.tokenizer.vocab)
+        vocabulary[-1], vocabulary[-2] = vocabulary[-2:]
+        changed = {"tokenizer": minibark.Tokenizer(vocabulary)}
+    assert type(checkpoint)(**{**vars(checkpoint), **changed}).checksum() != before
+
+
+def test_a_folder_of_other_things_is_left_alone(bark, tmp_path):
+    out, manifest = tmp_path / "out", write(tmp_path / "m", {"a": {"text": "Hi.", "seed": 5}})
+    out.mkdir()
+    (out / "a.wav").write_bytes(b"mine")
+    with pytest.raises(FolderError, match=r"files that no batch wrote \('a.wav'\)"):
+        run(bark, manifest, out)
+    assert os.listdir(out) == ["a.wav"] and (out / "a.wav").read_bytes() == b"mine"
+    with pytest.raises(FolderError, match="is no folder"):
+        run(bark, manifest, manifest)
+    with pytest.raises(FileNotFoundError, match="create it first"):
+        run(bark, manifest, tmp_path / "no" / "out")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_folder_of_another_job_is_refused(bark, tmp_path):
+    out = tmp_path / "out"
+    run(bark, write(tmp_path / "m", {"a": {"text": "Hi.", "seed": 5}}), out)
+    lines = write(tmp_path / "m", {"b": {"text": "Hi.", "seed": 5}})
+    with pytest.raises(ChangedError, match=r"has 1 clip that the manifest does not name \('a'\)"):
+        run(bark, lines, out)
+    assert run(bark, lines, out, again=True).n_made == 1
+    assert set(records(out)) == {"a", "b"}
+    (out / "b.json").write_text("[]")
+    with pytest.raises(FolderError, match=r"b\.json is not the record of a clip"):
+        run(bark, lines, out, again=True)
+
+
+def test_one_job_at_a_time_works_in_a_folder(bark, tmp_path):
+    manifest = write(tmp_path / "m", {"a": {"text": "Hi.", "seed": 5}})
+    with Job(bark, manifest, tmp_path / "out") as job:
+        assert job.n_todo == 1
+        with pytest.raises(FolderError, match="another batch is at work"):
+            Job(bark, manifest, tmp_path / "out")
+    with Job(bark, manifest, tmp_path / "out") as job:
+        assert len(list(job.run())) == 1
+
+
+# ---- bad lines
+
+
+BAD = {
+    "not json": "it is not JSON (Expecting value at character 1)",
+    "[1, 2]": 'it must be an object such as {"id": "a", "text": "A."}, got an array',
+    "null": "got null",
+    '{"text": "a"}': "it has no id",
+    '{"id": 7, "text": "a"}': 'its id must be a string such as "7", got a number',
+    '{"id": "x/y", "text": "a"}': "its id 'x/y' has /",
+    '{"id": "x\\\\y", "text": "a"}': "has \\",
+    '{"id": "..", "text": "a"}': "begins or ends with a dot",
+    '{"id": "", "text": "a"}': "is empty",
+    '{"id": "a\\u0000b", "text": "a"}': "do not print",
+    json.dumps({"id": "n" * 201, "text": "a"}): "more than 200 bytes",
+    '{"id": "GOOD", "text": "a"}': "is that of line 1 already",
+    '{"id": "good", "text": "a"}': "is that of line 1 already",
+    '{"id": "k1", "txt": "a"}': "unknown key 'txt'; did you mean text?",
+    '{"id": "k2", "text": "a", "temprature": 1}': "did you mean temperature?",
+    '{"id": "k3", "text": "a", "id": "k4"}': "it has 'id' twice",
+    '{"id": "t1"}': "its text must be a string of at least one word, got null or nothing",
+    '{"id": "t2", "text": " "}': "got ' '",
+    '{"id": "t3", "text": "\\u0007"}': "nothing that can be read",
+    '{"id": "t4", "text": "... [pause:90s]"}': "60",
+    '{"id": "o1", "text": "a", "temperature": -1}': "temperature must be 0 (greedy) or a positive",
+    '{"id": "o2", "text": "a", "temperature": NaN}': "temperature must be",
+    '{"id": "o3", "text": "a", "seed": "x"}': "seed must be a whole number",
+    '{"id": "o4", "text": "a", "retries": null}': "must not be null",
+    '{"id": "o5", "text": "a", "max_coarse_history": 5000, "seed": 1}': "max_coarse_history",
+    '{"id": "v1", "text": "a", "voice": "mad"}': "near names: made",
+    '{"id": "v2", "text": "a", "voice": "no.npz"}': "no voice file at no.npz",
+    '{"id": "v3", "text": "a", "voice": ["made"]}': "its voice must be a name",
+    "[" * 100_000: "nested too deeply",
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_bad_lines_are_told_and_the_rest_goes_on(model, tmp_path, capsys):
+    good = {"text": "Hi.", "seed": 5, "max_duration_s": 0.1}
+    lines = [json.dumps({"id": "good", **good}), "", *BAD, json.dumps({"id": "last", **good})]
+    out, manifest = tmp_path / "out", write(tmp_path / "m.jsonl", lines)
+    content = manifest.read_bytes()
+    manifest.write_bytes(b"\xef\xbb\xbf" + content + b'{"id": "l", "text": "caf\xe9"}\n' + b"\r\n")
+    words = ["batch", str(manifest), str(out), "--model", str(model)]
+    for _ in range(2):
+        assert main(words) == 1
+        told = errors(out)
+        by_line = {one["line"]: one["reason"] for one in told}
+        assert len(by_line) == len(told) == len(BAD) + 1
+        for number, expected in enumerate(BAD.values(), start=3):
+            assert expected in by_line[number]
+        assert "is not UTF-8" in by_line[len(lines) + 1]
+        assert set(records(out)) == {"good", "last"}
+        shown = capsys.readouterr().err
+        assert shown.splitlines()[-1].startswith(f"minibark: {len(BAD) + 1} lines without a clip")
+        assert "Traceback" not in shown
+    assert f"{out}: 0 clips made; 2 done before" in shown
+    write(manifest, [lines[0], lines[-1]])
+    assert main([*words, "-q"]) == 0
+    assert not (out / "errors.jsonl").exists() and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"\n \r\n", "is empty"),
+        (b"\xff\xfe{\x00}\x00", "is not UTF-8"),
+        (b"\x1f\x8b\x08\x00", "is not UTF-8"),
+        (None, "No such file"),
+    ],
+)
+def test_a_manifest_that_is_none_is_one_line(content, words, model, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / "m").write_bytes(content)
+    assert main(["batch", str(tmp_path / "m"), str(tmp_path / "out"), "--model", str(model)]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("minibark: ") and words in line
+
+
+def test_a_row_that_fails_takes_no_other_with_it(bark, tmp_path):
+    lines = {f"c{i}": {"text": text} for i, text in enumerate(["a hut", "a quay", "on it", "no"])}
+    broken = minibark.Bark(killed_jobs.CONFIG, device="cpu", seed=3)
+    table = broken.model("semantic").transformer.wte.weight
+    with torch.inference_mode():
+        first = bark.tokenizer.encode("quay")[0]  # of no other text
+        table[first + killed_jobs.CONFIG.generation.text_encoding_offset] = torch.nan
+    options = minibark.Options(max_duration_s=0.1)
+    summary = run(broken, write(tmp_path / "m", lines), tmp_path / "out", options=options)
+    assert (summary.n_made, summary.n_bad) == (3, 1)
+    (told,) = errors(tmp_path / "out")
+    assert (told["line"], told["id"]) == (2, "c1") and "NaN" in told["reason"]
+    made = records(tmp_path / "out")
+    sound = encode_audio(alone(bark, made["c0"]), bark.sample_rate)
+    assert (tmp_path / "out" / "c0.wav").read_bytes() == sound
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=30),
+            st.text(max_size=12).map(lambda name: json.dumps({"id": name, "text": "a"}).encode()),
+            st.text("aAéÉe\u0301ßs.ﬁ/ ", max_size=4).map(
+                lambda name: json.dumps({"id": name, "text": "a"}, ensure_ascii=False).encode()
+            ),
+            st.dictionaries(
+                st.sampled_from(["id", "text", "voice", "seed", "top_k", "goal", "x"]),
+                st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5)),
+            ).map(lambda line: json.dumps(line).encode()),
+        ),
+        max_size=6,
+    )
+)
+@example([b'{"id": "\\ud800", "text": "a"}', b'{"id": "a", "text": "\\ud800 a"}'])
+def test_whatever_is_in_a_manifest_a_line_is_good_or_told(tmp_path_factory, lines):
+    place = tmp_path_factory.getbasetemp() / "any.jsonl"
+    place.write_bytes(b"\n".join(lines))
+    try:
+        found = list(read_manifest(place))
+    except ManifestError as error:
+        assert "is empty" in str(error) and not b"".join(lines).strip()
+        return
+    assert [one.number for one in found] == sorted({one.number for one in found})
+    good = [one for one in found if isinstance(one, Line)]
+    for one in good:
+        assert Path("out", one.id).parent == Path("out") and one.id not in (".", "..")
+        assert one.text.strip() and isinstance(one.options.seed, int)
+        one.id.encode("utf-8")
+    names = [unicodedata.normalize("NFC", one.id).lower() for one in good]
+    assert len(set(names)) == len(names)
+    assert all(one.reason.isprintable() for one in found if isinstance(one, BadLine))
+
+
+# ---- shards
+
+
+@given(st.text(min_size=1), st.integers(1, 9))
+def test_each_id_is_one_machine_s(name, n):
+    share = share_of(name, n)
+    assert 1 <= share <= n and share_of(name, 1) == 1
+    assert share_of(name.casefold(), n) == share_of(folded(name), n) == share
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_shards_make_the_whole_between_them(bark, tmp_path):
+    lines = [json.dumps({"id": f"c{i}", "text": "a hut", "max_duration_s": 0.1}) for i in range(9)]
+    manifest = write(tmp_path / "m", [*lines, *["bad"] * 8])
+    run(bark, manifest, tmp_path / "whole")
+    found, told = {}, []
+    for i in (1, 2, 3):
+        out = tmp_path / f"part {i}"
+        run(bark, manifest, out, shard=(i, 3))
+        part = {path.name: path.read_bytes() for path in out.glob("*.wav")}
+        assert part and not found.keys() & part.keys()
+        found |= part
+        told += [one["line"] for one in errors(out)]
+    assert found == {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.wav")}
+    assert sorted(told) == [one["line"] for one in errors(tmp_path / "whole")] == [*range(10, 18)]
+
+
+# ---- ends of all kinds
+
+
+def test_killed_at_any_moment_nothing_is_lost_or_made_twice(nursery, model, tmp_path):
+    rng = Random(0)
+    manifest, out = tmp_path / "m", tmp_path / "out"
+    ids = killed_jobs.write_manifest(manifest, 14, rng)
+    words = ["batch", manifest, out, "--model", model, "--rows", 2, "-q"]
+    n_killed = sum(killed_jobs.trial(nursery, words, out, rng, 0.4) for _ in range(5))
+    with nursery.running(*words):
+        pass
+    assert nursery.status == 0 and n_killed >= 2
+    killed_jobs.assert_complete(out, ids)
+    bark = minibark.Bark.from_pretrained(model, device="cpu")
+    assert run(bark, manifest, out, rows=2).n_kept == len(ids)
+
+
+def test_a_full_disk_is_one_line_and_what_is_done_is_kept(nursery, model, tmp_path):
+    short = {"text": "a", "max_duration_s": 0.1, "allow_early_stop": False}
+    lines = {f"c{i}": short for i in range(5)}
+    lines["big"] = {"text": f"{LONG} [pause:9s]", "max_duration_s": 0.1}
+    out, manifest = tmp_path / "out", write(tmp_path / "m", lines)
+    words = ["batch", manifest, out, "--model", model, "--rows", "1", "-q"]
+    # Files may not grow over 2 KiB in that process: a stand-in for a full disk.
+    with nursery.running(*words, stderr=tmp_path / "told", limit=2048):
+        pass
+    (line,) = (tmp_path / "told").read_text().splitlines()
+    assert nursery.status == 1
+    assert line.startswith(f"minibark: {out} cannot be written (File too large); what is done")
+    assert not list(out.glob(".*.part")) and "big" not in records(out)
+    before = killed_jobs.clips(out)
+    assert main([*map(str, words)]) == 0
+    assert before.items() <= killed_jobs.clips(out).items()
+    killed_jobs.assert_complete(out, list(lines))
+
+
+def test_ctrl_c_tells_how_far_it_came(nursery, model, tmp_path):
+    lines = {f"c{i}": {"text": "a hut on a hill"} for i in range(400)}
+    out, manifest = tmp_path / "out", write(tmp_path / "m", lines)
+    words = ["batch", manifest, out, "--model", model, "--rows", "1"]
+    deadline = time.monotonic() + 60
+    with nursery.running(*words, stderr=tmp_path / "told") as child:
+        while not list(out.glob("*.json")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(child, signal.SIGINT)
+    shown = (tmp_path / "told").read_text()
+    n_made = len(killed_jobs.clips(out))
+    assert nursery.status == 1 and 1 <= n_made < 400
+    made = "1 clip" if n_made == 1 else f"{n_made} clips"
+    assert shown.splitlines()[-1] == (
+        f"minibark: interrupted; {made} made and kept, the same command goes on"
+    )
+    assert re.search(r"\d/400 \[\d\d:\d\d<.*clips/s", shown) and "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--shard", "3/2"], "expected I/N with I from 1 to N, got '3/2'"),
+        (["--shard", "1"], "expected I/N"),
+        (["--format", "aac"], "invalid choice"),
+        (["--rows", "0"], "not in [1, 1024]"),
+        (["--top-k", "-1"], "top_k"),
+    ],
+)
+def test_wrong_usage_exits_2(words, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["batch", "m", "out", *words])
+    assert stop.value.code == 2 and expected in capsys.readouterr().err
+
+
+def test_a_format_that_cannot_be_written_is_refused_at_once(bark, tmp_path):
+    manifest = write(tmp_path / "m", {"a": {"text": "Hi."}})
+    for audio_format, words in (("opus", "at 300 Hz cannot be written"), ("aac", "must be one of")):
+        with pytest.raises(ValueError, match=words):
+            run(bark, manifest, tmp_path / "out", audio_format=audio_format)
+    assert not (tmp_path / "out").exists()
