@@ -22,6 +22,7 @@ torture: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/threads.py
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/memory.py
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/fuzz.py
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/bulk.py
 
 test-gpu: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m gpu

@@ -22,10 +22,10 @@ from .checkpoint.voices import VoiceLike, Voices
 from .codec import CodecDecoder
 from .config import BarkConfig
 from .model import GPT, FineGPT
-from .options import GenerateOptions, Options, Seed, TokensLike
+from .options import GenerateOptions, Seed, TokensLike
 from .pipeline import Audio, Pipeline, warn_of_ends
 from .speech.batch import asked_for, in_groups, of_item
-from .speech.plan import LongKeywords, sorted_out
+from .speech.plan import LongKeywords, one_utterance, sorted_out
 from .speech.reading import Reading
 from .stages import Stages
 from .tokenizer import Tokenizer
@@ -174,7 +174,7 @@ class Bark(Stages):
         """
         knobs: dict[str, Any] = {**options}
         on_step = knobs.pop("on_step", None)
-        checked = Options(**knobs)
+        checked = one_utterance(knobs)
         made = self.pipeline.speak([self._row(text, voice, checked)], checked, on_step)
         warn_of_ends([voice.semantic for voice in made], checked, self.config.generation)
         return made[0]
@@ -189,6 +189,9 @@ class Bark(Stages):
         **options: Unpack[GenerateOptions],
     ) -> list[Audio]:
         """Audio of many texts at once; clip i is what `generate` gives for it alone.
+
+        In int8 and int4 products round all rows together: other tokens, of the same quality, may
+        come than alone.
 
         Args:
             texts: what to say, each as for `generate`.
@@ -207,7 +210,7 @@ class Bark(Stages):
         """
         knobs: dict[str, Any] = {**options}
         on_step = knobs.pop("on_step", None)
-        checked = Options(**knobs)
+        checked = one_utterance(knobs)
         rows = []
         for clip, one in enumerate(asked_for(texts, voices, seeds, n, checked)):
             with of_item("texts", clip // n):

@@ -20,6 +20,7 @@ from .cpu import float32, reduce
 from .cpu.abilities import give_memory_back
 from .cpu.cache import new_cache
 from .decoding import CachedDecoder, Decoder
+from .files import reason
 from .model import GPT, FineGPT
 from .precision import FLOATS, check_precision, is_reduced
 
@@ -92,10 +93,14 @@ def _device(device: str | torch.device | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         # With its index: which GPU is the current one may change.
-        return torch.empty(0, device=torch.device(device)).device
-    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error
+        place = torch.empty(0, device=torch.device(device)).device
+        torch.is_autocast_enabled(place.type)  # what cannot say so runs no model
+        return place
+    except (RuntimeError, AssertionError, ImportError, TypeError, NotImplementedError) as error:
+        here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here: {reason(error)[:120]}; use {here}"
+        ) from error
 
 
 def build(stage: str, config: BarkConfig, state: State, choice: Choice) -> nn.Module:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as brief
 from typing import Any, Self, TypedDict
@@ -91,12 +91,7 @@ class Knobs:
         """
         if not isinstance(document, Mapping):
             raise ValueError(f"options must be an object, got {brief(document)}")
-        known = [name for name, _ in knobs(cls)]
-        for name in document:
-            if name not in known:
-                near = difflib.get_close_matches(str(name)[:80], known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-                raise ValueError(f"unknown option {brief(name)}{hint}")
+        _refuse_unknown(document, [name for name, _ in knobs(cls)], ValueError)
         return cls(**document)
 
 
@@ -226,6 +221,21 @@ class GenerateOptions(TypedDict, total=False):
     seed: Seed
     normalize: str | None
     on_step: OnStep | None
+
+
+def refuse_unknown(keywords: Iterable[object], known: Sequence[str]) -> None:
+    """TypeError, as of any function, for a keyword that is not known; near ones are named."""
+    _refuse_unknown(keywords, known, TypeError)
+
+
+def _refuse_unknown(
+    names: Iterable[object], known: Sequence[str], kind: type[ValueError] | type[TypeError]
+) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name)[:80], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+            raise kind(f"unknown option {brief(name)}{hint}")
 
 
 def knobs(kind: type[Knobs] = Options) -> Iterator[tuple[str, Knob]]:

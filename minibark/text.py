@@ -29,6 +29,10 @@ _SPELLINGS = {
     ">": "⟩〉",
     "/": "⁄∕",
     "x": "×",
+    "ss": "ß",
+    "ae": "æ",
+    "oe": "œ",
+    "o": "ø",
 }
 """What reads the same, by what it is written as."""
 
@@ -108,7 +112,7 @@ def _readable(character: str, tokenizer: Tokenizer) -> str:
             c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c)
         ),
     ):
-        if other and (other.isspace() or all(map(tokenizer.reads, other.split()))):
+        if other and all(tokenizer.reads(word) for word, _ in tokenizer.words(other)):
             return other
     return character
 

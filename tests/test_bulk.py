@@ -164,6 +164,16 @@ def test_what_goes_wrong_is_made_again_unless_the_line_gives_the_seed(bark, tmp_
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+def test_any_text_comes_back_from_its_record(bark, tmp_path):
+    text = 'Zażółć \ud800 \x1b \u2028 "hut"'
+    manifest = write(tmp_path / "m", {"ąę 1": {"text": text, "seed": 1, "max_duration_s": 0.1}})
+    run(bark, manifest, tmp_path / "out")
+    (record,) = records(tmp_path / "out").values()
+    assert record["text"] == text and "cannot be read" in record["warnings"][0]
+    assert run(bark, manifest, tmp_path / "out").n_kept == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_one_piece_cuts_a_long_text_and_says_so(bark, tmp_path):
     lines = {"long": {"text": LONG, "seed": 5}}
     run(bark, write(tmp_path / "m", lines), tmp_path / "out", one_piece=True)

@@ -14,6 +14,7 @@ BUILT_IN = "tiny"
 RANDOM = "random"
 KNOWN_MODELS = (BUILT_IN, "suno/bark-small", "suno/bark", RANDOM)
 _PATIENCE_S = 4
+_PATH = re.compile(r"^(?:[/~]|\.\.?/)|\.(?:pt|th|bin|safetensors)$")  # none of the hub's names
 _TIP = f"the model {BUILT_IN!r} ships with minibark and needs no download"
 
 
@@ -101,6 +102,8 @@ class Source:
             return self
         if self.is_local or os.path.isfile(self.path):
             return dataclasses.replace(self, root=self.path.absolute())
+        if _PATH.search(self.name):
+            raise FileNotFoundError(f"no file or folder at {shown(self.path)}")
         return dataclasses.replace(self, revision=self.need("config.json").parent.name)
 
     def find(self, filename: str) -> Path | None:
@@ -150,7 +153,8 @@ class Source:
         if filename != "config.json":
             how = f"'hf download {self.name} {filename}'"
         raise FileNotFoundError(
-            f"{filename} of {self.name!r} is not in the local cache, and the hub {why}. On a "
+            f"{filename} of {self.name!r} (no folder here) is not in the local cache, and the hub "
+            f"{why}. On a "
             f"machine with network: {how}; {_TIP}"
         ) from cause
 

@@ -108,7 +108,7 @@ def _spelled_out(words: list[str]) -> list[str]:
     """The words with the value of an option that may stand alone; argparse would take the next."""
     bare = {knob.flag: knob for _, knob in knobs() if knob.bare}
     spelled: list[str] = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word == "--":
             return spelled + words[words.index("--") :]
         alone = word in bare and not bare[word].holds(following)

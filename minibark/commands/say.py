@@ -167,6 +167,10 @@ def _check_places(args: argparse.Namespace) -> None:
         raise ValueError("there is no text: give TEXT, -i FILE, or a pipe on standard input")
     if "-" in (args.text, args.input) and sys.stdin is None:
         raise ValueError("- reads standard input, which is closed; give TEXT or -i FILE")
+    if args.one_piece and args.split_preview:
+        raise ValueError(
+            "--one-piece makes one piece; --split-preview shows what it would be without"
+        )
     if args.speaker and (args.voice or args.one_piece):
         raise ValueError("--speaker has the voices of a dialog; leave --voice and --one-piece out")
     if args.speaker:
@@ -176,6 +180,8 @@ def _check_places(args: argparse.Namespace) -> None:
     if args.output != "-":
         if not args.raw:
             check_suffix(args.output)
+        elif Path(args.output).suffix.lower() in FORMATS:
+            raise ValueError("--raw writes no audio file; end -o FILE in .raw or .pcm, or use -o -")
     elif sys.stdout is None and not args.split_preview:
         raise ValueError("-o - writes audio to standard output, which is closed; give -o FILE")
     elif sys.stdout is not None and sys.stdout.isatty() and not args.split_preview:

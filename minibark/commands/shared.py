@@ -34,7 +34,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with status 2 and the message."""
         words = self._words[: self._words.index("--")] if "--" in self._words else self._words
-        if any(word.startswith("-") and " " in word for word in words) or "unrec" in message:
+        stray = message.partition("unrecognized arguments: ")[2].split()
+        if stray and not any(word.startswith("-") for word in stray):
+            message += "; put a text of several words in quotes"
+        elif stray or any(word.startswith("-") and " " in word for word in words):
             message += (
                 "; a text that begins with a dash goes after --, as the last word, or in "
                 "by standard input (-)"
@@ -113,14 +116,17 @@ def _stage_option(text: str) -> tuple[str, str]:
     return stage, place
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+DEFAULT_MODEL = "suno/bark-small"
+
+
+def add_model(parser: argparse.ArgumentParser, default: str | None = DEFAULT_MODEL) -> None:
     """Add `--model`."""
     parser.add_argument(
         "--model",
-        default="suno/bark-small",
+        default=default,
         help=f"hub repository or directory; {BUILT_IN!r} ships with minibark, {RANDOM!r} makes "
         f"noise to try the pipeline out; a directory of such a name is ./{BUILT_IN} "
-        "(default: %(default)s)",
+        f"(default: {DEFAULT_MODEL})",
     )
 
 

@@ -14,7 +14,7 @@ from ..config import GenerationConfig
 from ..files import shown
 from ..voice import Voice, VoiceError
 from .ends import complain
-from .shared import add_model, check_writable, checkpoint_options, show
+from .shared import DEFAULT_MODEL, add_model, check_writable, checkpoint_options, show
 
 if TYPE_CHECKING:
     from .shared import Commands
@@ -30,7 +30,7 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
     voices.add_argument(
         "-o", "--output", metavar="FILE", help="write what the voice NAME sounds like, as audio"
     )
-    add_model(voices)
+    add_model(voices, None)  # a file of which no model was named is checked against all
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -42,15 +42,15 @@ def _run(args: argparse.Namespace) -> None:
         except ValueError as error:
             args.parser.error(str(error))
         check_writable(Path(args.output))
-    options = checkpoint_options(args)
+    options, model = checkpoint_options(args), args.model or DEFAULT_MODEL
     name, is_file = args.name, args.name is not None and args.name.lower().endswith(".npz")
-    if is_file and not args.output:
+    if is_file and not args.output and args.model is None:
         voice, config = Voice.load(name), GenerationConfig()
     else:
         places = {key: value for key, value in options.items() if key != "stages"}
-        voices, config = open_voices(args.model, **places)
+        voices, config = open_voices(model, **places)
         if name is None:
-            _list(voices, config, args.model)
+            _list(voices, config, model)
             return
         found = voices.resolve(name)
         assert found is not None
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> None:
         f"{n_semantic} semantic tokens, {n_frames} frames of {len(voice.fine)} codes"
     )
     if args.output:
-        bark = Bark.from_pretrained(args.model, **options)
+        bark = Bark.from_pretrained(model, **options)
         save_audio(args.output, bark.decode(voice.fine), bark.sample_rate)
         if not args.quiet:
             complain(f"{args.output}: what {name} sounds like")

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..options import GenerateOptions, Knobs, Options, document, knob_field, knobs
+from ..options import (
+    GenerateOptions,
+    Knobs,
+    Options,
+    document,
+    knob_field,
+    knobs,
+    refuse_unknown,
+)
 from ..sampling import OnStep
 from .split import GOAL, MAX_PAUSE_S
 
@@ -98,11 +107,25 @@ class LongKeywords(GenerateOptions, total=False):
     language: str
 
 
+def one_utterance(keywords: Mapping[str, Any]) -> Options:
+    """The options of one utterance, checked.
+
+    Raises:
+        TypeError: an unknown keyword, or one of long texts.
+    """
+    for name, _ in knobs(LongOptions):
+        if name in keywords:
+            raise TypeError(f"{name} is an option of generate_long and stream, not of this")
+    refuse_unknown(keywords, list(dict(knobs())))
+    return Options(**keywords)
+
+
 def sorted_out(keywords: LongKeywords) -> tuple[Options, LongOptions, OnStep | None]:
     """The two kinds of options, checked, and the callback."""
     given: dict[str, Any] = {**keywords}
     on_step = given.pop("on_step", None)
     ours = {name: given.pop(name) for name, _ in knobs(LongOptions) if name in given}
+    refuse_unknown(given, [*dict(knobs()), *dict(knobs(LongOptions))])
     return Options(**given), LongOptions(**ours), on_step
 
 

@@ -11,7 +11,7 @@ from ..options import Options
 from ..pipeline import Audio
 from ..sampling import OnStep
 from ..stages import Stages
-from ..text import readable
+from ..text import plain, readable
 from ..voice import Voice
 from .batch import MOST_ROWS
 from .dialog import DialogError, parse_dialog
@@ -46,6 +46,8 @@ class Reading:
             raise DialogError(
                 f"speakers must be a mapping, name to voice, not {type(speakers).__name__}"
             )
+        if isinstance(text, str) and (self._options.normalize or self._stages.normalize) == "all":
+            text = plain(text, self._stages.tokenizer, "all")  # marks may stand before names
         lines = parse_dialog(text, speakers)
         self._voices = {name: self._stages.load_voice(speakers[name]) for name in speakers}
         self.turns = []
