@@ -457,9 +457,7 @@ def test_a_state_dict_is_whole_or_refused(precision, tmp_path):
         if stage == "codec":
             assert bark.model(stage).state_dict().keys() == expected.keys()
             continue
-        with pytest.raises(
-            RuntimeError, match=r"state_dict would lack transformer.* 'float32' .* Bark\.save"
-        ):
+        with pytest.raises(RuntimeError, match=r"lack transformer.* 'float32' .* Bark\.save"):
             bark.model(stage).state_dict()
         assert len(expected) > 20
     bark.save(tmp_path / "copy")

@@ -57,7 +57,7 @@ def copy_place(path: Path, cache_dir: str | os.PathLike[str] | None) -> Path:
 
 def read_copy(copy: Path) -> tuple[State, dict[str, str]] | None:
     """Tensors and metadata of a copy; None where there is none that is sound."""
-    with contextlib.suppress(CheckpointError, FileNotFoundError):
+    with contextlib.suppress(CheckpointError, OSError):
         state, metadata = read_safetensors(copy)
         metadata.pop(_SOURCE, None)
         with naming(copy):
