@@ -1,6 +1,6 @@
 # make hello      speak a sentence to hello.wav
 # make test       lint, types, tests (Triton kernels under the interpreter), wheel
-# make torture    200,000 damaged files for every reader, kills, threads, memory: an hour
+# make torture    200,000 damaged files for every reader, kills, threads, memory, a page read aloud: an hour
 # make test-gpu   the tests that need an NVIDIA GPU
 
 PYTHON ?= python3
@@ -23,6 +23,7 @@ torture: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/memory.py
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/fuzz.py
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/bulk.py
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/long.py
 
 test-gpu: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m gpu

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import is_file, reason
+from ..files import is_file, reason, shown
 
 BUILT_IN = "tiny"
 RANDOM = "random"

@@ -65,16 +65,15 @@ class LongOptions(Knobs):
             is_needed=True,
         ),
     )
-    goal: int = field(
-        default=GOAL,
+    goal: int | None = field(
+        default=None,
         metadata=knob_field(
             int,
             "a whole number in [20, 1000]",
             lambda n: 20 <= n <= 1000,
-            "characters that a piece should have",
+            f"characters that a piece should have ({GOAL}, or less if the model reads little)",
             "N",
             "--piece-length",
-            is_needed=True,
         ),
     )
     language: str = field(
@@ -103,7 +102,7 @@ class LongKeywords(GenerateOptions, total=False):
     history: str
     silence_s: float
     retries: int
-    goal: int
+    goal: int | None
     language: str
 
 
