@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,8 +16,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 # What is kept goes into one folder, for child processes too, and not into anybody's home. Libraries
 # read these when they are imported. Workers of pytest-xdist get the folder of who started them.
 if "MINIBARK_TESTS_CACHE" not in os.environ:
-    CACHE = tempfile.TemporaryDirectory(prefix="minibark-tests-")
-    os.environ["MINIBARK_TESTS_CACHE"] = CACHE.name
+    CACHE = tempfile.mkdtemp(prefix="minibark-tests-")
+    os.environ["MINIBARK_TESTS_CACHE"] = CACHE
+else:
+    CACHE = None
 for name in ("HF_HUB_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE", "TRANSFORMERS_CACHE"):
     os.environ.pop(name, None)
 for name in (
@@ -26,6 +29,12 @@ for name in (
     os.environ[name] = os.path.join(os.environ["MINIBARK_TESTS_CACHE"], name.lower())
 
 Run = Callable[..., None]
+
+
+def pytest_unconfigure() -> None:
+    """Take away what was kept, by whoever made the folder."""
+    if CACHE is not None:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
