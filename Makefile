@@ -18,6 +18,7 @@ test: $(VENV)/installed-test lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 torture: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m pytest -m torture
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/kill.py
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/threads.py
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/memory.py

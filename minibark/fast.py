@@ -93,9 +93,7 @@ def _device(device: str | torch.device | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         # With its index: which GPU is the current one may change.
-        place = torch.empty(0, device=torch.device(device)).device
-        torch.is_autocast_enabled(place.type)  # what cannot say so runs no model
-        return place
+        return torch.empty(0, device=torch.device(device)).device
     except (RuntimeError, AssertionError, ImportError, TypeError, NotImplementedError) as error:
         here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
         raise ValueError(

@@ -75,6 +75,7 @@ def test_a_clip_of_a_batch_is_the_clip_alone(bark, alone, seeds):
             assert_same_tokens(getattr(voice, part), getattr(alone[seed], part))
 
 
+@pytest.mark.torture
 def test_codes_of_very_unlike_lengths_are_those_alone(bark):
     lengths, voices = (700, 1, 0, 45), (None, random_voice(300), VOICE, random_voice(11))
     random = torch.Generator().manual_seed(0)

@@ -351,7 +351,13 @@ print(*(resident_kb() for _ in vars()[sys.argv[1]]()))
 """
 
 
-@pytest.mark.parametrize("work", ["clips", "streams", "one_stream"])
+@pytest.mark.parametrize(
+    "work",
+    [
+        "clips",
+        *(pytest.param(work, marks=pytest.mark.torture) for work in ("streams", "one_stream")),
+    ],
+)
 def test_memory_is_flat(work):
     done = checkpoints.run_python(MEMORY, work)
     assert not done.returncode, done.stderr

@@ -98,6 +98,7 @@ def test_histories_are_those_by_hand(quick, voice, history, begins_from, is_give
     np.testing.assert_allclose(sound, wanted, atol=1e-4, rtol=0)
 
 
+@pytest.mark.torture
 def test_pieces_in_a_voice_of_tiny_are_those_alone(tiny):
     text = "The doctor told her to stay in bed. Winter nights are cold and dark."
     spoken = read(tiny, text, "male", CALM | {"goal": 30}, seed=2)

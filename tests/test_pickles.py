@@ -453,6 +453,7 @@ for body in bodies:
 """
 
 
+@pytest.mark.torture
 @linux
 def test_long_programs_take_little():
     """Each fills what a program may have with what costs most a byte."""

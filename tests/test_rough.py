@@ -483,6 +483,7 @@ def test_nothing_is_kept_in_the_real_home():
     assert made.run_python(code).stdout.split() == list(map(str, places))
 
 
+@pytest.mark.torture
 @linux
 @pytest.mark.parametrize(
     "words",

@@ -593,7 +593,7 @@ def test_tiny_s_own_vocabulary_and_limit():
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_a_megabyte_takes_seconds(language):
     paragraph = PARAGRAPHS[language] + (" " if language == "en" else "")

@@ -240,7 +240,7 @@ def test_closed_standard_output_is_told(model, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:
             say(model, TEXT, "-o", "-")
     assert stop.value.code == 2
-    assert "-o - writes to standard output, which is closed" in capsys.readouterr().err
+    assert "-o - writes audio to standard output, which is closed" in capsys.readouterr().err
 
 
 def test_a_chapter_becomes_a_flac_and_a_voice(model, quick, tmp_path, capsys):

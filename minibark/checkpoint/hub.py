@@ -103,7 +103,9 @@ class Source:
         if self.is_local or os.path.isfile(self.path):
             return dataclasses.replace(self, root=self.path.absolute())
         if _PATH.search(self.name):
-            raise FileNotFoundError(f"no file or folder at {shown(self.path)}")
+            raise FileNotFoundError(
+                f"no model {self.name!r}: no file or folder at {shown(self.path)}"
+            )
         return dataclasses.replace(self, revision=self.need("config.json").parent.name)
 
     def find(self, filename: str) -> Path | None:
@@ -153,8 +155,8 @@ class Source:
         if filename != "config.json":
             how = f"'hf download {self.name} {filename}'"
         raise FileNotFoundError(
-            f"{filename} of {self.name!r} (no folder here) is not in the local cache, and the hub "
-            f"{why}. On a "
+            f"{filename} of {self.name!r} is not in the local cache, and the hub "
+            f"{why}; nor is there such a folder here. On a "
             f"machine with network: {how}; {_TIP}"
         ) from cause
 
