@@ -98,15 +98,6 @@ def test_histories_are_those_by_hand(quick, voice, history, begins_from, is_give
     np.testing.assert_allclose(sound, wanted, atol=1e-4, rtol=0)
 
 
-def test_pieces_in_a_voice_of_tiny_are_those_alone(tiny):
-    text = "The doctor told her to stay in bed. Winter nights are cold and dark."
-    spoken = read(tiny, text, "male", CALM | {"goal": 30}, seed=2)
-    assert len(spoken) == 2
-    for index, one in enumerate(spoken):
-        alone = tiny.generate_voice(one.piece.text, "male", seed=2 + index)
-        assert_same_voice(one.voice, alone)
-
-
 def test_what_is_too_short_for_a_voice_is_not_gone_on_from(ending):
     # Without a voice the first piece of this seed is empty, and the second is not.
     text = "Yes or no? " * 30
