@@ -100,7 +100,7 @@ def test_codes_of_very_unlike_lengths_are_those_alone(bark):
 def test_texts_and_voices_of_their_own(bark):
     texts = ["Hello, my name is Suno.", [7, 8, 9], "A.", TEXT]
     voices = [None, random_voice(11), random_voice(300, 5).to_arrays(), VOICE]
-    options = {"min_eos_p": 0.1, "max_duration_s": 0.6, "top_k": 50}
+    options = {"min_eos_p": 0.1, "max_duration_s": 0.3, "top_k": 50}
     made = bark.generate_batch(texts, voices, seeds=7, **options)
     expected = [
         bark.generate(text, voice, seed=7 + i, **options)
