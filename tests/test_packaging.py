@@ -160,6 +160,7 @@ def test_tiny_is_inside_and_a_folder_of_that_name_is_not_it(form, checkout, buil
     assert files == SHIPPED
     (cwd / "tiny").mkdir(parents=True)
     say = ["say", "Hi.", "--model", "tiny", "--voice", "me", "--seed", "0", "-q", "-o", "out.wav"]
+    say += ["--max-duration", "0.2"]
     info, voices, said, converted, mixed, folder = run_from(
         site,
         cwd,
@@ -220,9 +221,12 @@ def test_public_names():
         "BarkConfig",
         "CheckpointError",
         "CodecConfig",
+        "DialogError",
         "FineGPTConfig",
         "GPTConfig",
         "GenerationConfig",
+        "LongOptions",
+        "MissingExtraError",
         "Options",
         "SAMPLE_RATE",
         "Tokenizer",
