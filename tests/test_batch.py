@@ -61,10 +61,14 @@ def assert_same_sound(ours, theirs) -> None:
 # ---- the same as alone
 
 
-@pytest.mark.parametrize("seeds", [[3], [44, 32], [54, 3, 25, 44, 32]], ids=len)
+@pytest.mark.parametrize("seeds", [[32], [3, 54]], ids=len)
 def test_a_clip_of_a_batch_is_the_clip_alone(bark, alone, seeds):
     made = bark.generate_batch([TEXT] * len(seeds), VOICE, seeds, **FREE)
     assert_same_sound(made, [bark.decode(alone[seed].fine) for seed in seeds])
+
+
+def test_the_tokens_of_a_row_are_those_alone(bark, alone):
+    seeds = (54, 3, 25, 44, 32)
     rows = [
         Row(torch.tensor(bark.tokenizer.encode(TEXT)), VOICE, torch.Generator().manual_seed(seed))
         for seed in seeds
@@ -97,7 +101,7 @@ def test_codes_of_very_unlike_lengths_are_those_alone(bark):
 def test_texts_and_voices_of_their_own(bark):
     texts = ["Hello, my name is Suno.", [7, 8, 9], "A.", TEXT]
     voices = [None, random_voice(11), random_voice(300, 5).to_arrays(), VOICE]
-    options = {"min_eos_p": 0.1, "max_duration_s": 0.6, "top_k": 50}
+    options = {"min_eos_p": 0.1, "max_duration_s": 0.3, "top_k": 50}
     made = bark.generate_batch(texts, voices, seeds=7, **options)
     expected = [
         bark.generate(text, voice, seed=7 + i, **options)

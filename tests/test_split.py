@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minibark.checkpoint.layouts import open_checkpoint
-from minibark.speech.cuts import allowed, joins, slices, spaces
+from minibark.speech.cuts import allowed, joins, slices, spaces, unwrapped
 from minibark.speech.split import MissingExtraError, Piece, sentences, split, spoken_length
 from minibark.tokenizer import Tokenizer
 
@@ -304,6 +304,44 @@ def test_hard_cases(name):
     text, goal, language, expected = HARD[name]
     pieces = split(text, TOKENIZER, goal=goal, language=language)
     assert texts(pieces) == expected
+
+
+WRAPPED = """
+It was late in the year when the men of the
+village came down to the sea, and on the first
+Monday they saw Dr. Lane at the end of the old
+bridge.
+
+She was well. "Come with me," she said, "if you
+will," and so they went."""
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_lines_that_were_wrapped_are_no_sentences(line_end):
+    whole = "\n\n".join(" ".join(part.split()) for part in WRAPPED.split("\n\n"))
+    for goal in (20, 40, 110):
+        wrapped = texts(split(WRAPPED.replace("\n", line_end), TOKENIZER, goal=goal))
+        assert wrapped == texts(split(whole, TOKENIZER, goal=goal))
+    assert unwrapped(WRAPPED).count("\n") == WRAPPED.count("\n") - 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # A verse, whose lines have room; a list; two lines; wide lines; indented ones; no spaces.
+        "The king of the old hills\nwent down to the sea\n"
+        "with all of his men and horses and hounds\nto look for a ship",
+        "- two loaves of bread from the shop at the end\n- milk\n- a dozen eggs\n- apples",
+        "A title of a good forty characters, it is\nand the text",
+        ("word " * 30 + "\n") * 5,
+        ("It was late in the year when the men of the\n    " * 5),
+        ("山" * 45 + "\n") * 5,
+        "",
+        "\n" * 9,
+    ],
+)
+def test_other_lines_stay(text):
+    assert unwrapped(text) == text
 
 
 def test_one_clause_of_900_characters_is_cut_at_spaces_into_equal_parts():

@@ -67,9 +67,7 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
     )
     add_running(say)
     add_options(say)
-    long = "how to say what does not fit one piece"
-    add_options(say, LongOptions, long)
-    more = say.add_argument_group("long texts and dialogs")
+    more = add_options(say, LongOptions, "long texts and dialogs, which are said in pieces")
     more.add_argument(
         "--speaker",
         action="append",
@@ -81,7 +79,7 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
         "--one-piece", action="store_true", help="cut a long text off, as suno/bark does"
     )
     more.add_argument(
-        "--split-preview", action="store_true", help="show the pieces of the text, and say nothing"
+        "--split-preview", action="store_true", help="show the pieces, and say nothing"
     )
 
 

@@ -172,8 +172,8 @@ def add_options(
     parser: argparse.ArgumentParser,
     kind: type[Knobs] = Options,
     title: str = "how to generate",
-) -> None:
-    """Add an option for every field of `Options`, or of other knobs."""
+) -> argparse._ArgumentGroup:
+    """Add an option for every field of `Options`, or of other knobs; the group that has them."""
     group = parser.add_argument_group(title)
     for name, knob in knobs(kind):
         flag = knob.flag or "--" + name.replace("_", "-")
@@ -193,6 +193,7 @@ def add_options(
             metavar=knob.metavar,
             help=knob.help + shown,
         )
+    return group
 
 
 def options_of(args: argparse.Namespace, kind: type[K]) -> K:

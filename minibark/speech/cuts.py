@@ -19,6 +19,8 @@ _MARK = re.compile(r"\[[^\[\]\n]{1,60}\]|♪(?:[^♪\n]|\n(?!\s*[\n♪]))*♪")
 _ENDS_PIECE = frozenset(".,;:!?…)]}」』】》〉）］｝。、，；：！？｡､।॥")
 _OPENS = frozenset("([{「『（【《〈［｛„‚¿¡")
 _OPENS_AFTER_SPACE = frozenset("“‘«‹\"'")  # some languages close with these
+_WIDTHS = 40, 100  # characters of the longest line of a text that has been wrapped
+_LEAST_WRAPS = 3
 _WINDOW = 2_000  # characters; sentencex takes time with the square of a line's sentences
 
 
@@ -119,6 +121,37 @@ def sentence_ends(text: str, language: str, enclosed: bool = False) -> list[int]
         ends.append(following)
         start = following
     return sorted(set(ends))
+
+
+def unwrapped(text: str) -> str:
+    """The text with spaces for the line breaks that only wrap its paragraphs, as many files have.
+
+    All lines of a wrapped paragraph but its last are full: the next word would have made them
+    longer than any line of the text is. Fewer than three such breaks may be chance, and lines of a
+    script without spaces cannot be told.
+    """
+    parts = re.split(r"(\r?\n)", text)
+    lines, breaks = parts[::2], parts[1::2]
+    longest = max(map(len, lines))
+    if not _WIDTHS[0] <= longest <= _WIDTHS[1]:
+        return text
+    soft: list[int] = []
+    paragraph: list[int] = []
+    is_full = True
+    for index, (line, following) in enumerate(zip(lines, [*lines[1:], ""], strict=True)):
+        if not line.strip() or not following.strip() or following[0].isspace():
+            soft += paragraph if is_full else []
+            paragraph, is_full = [], True
+            continue
+        word = following.split(maxsplit=1)[0]
+        has_spaces = line.rstrip()[-1] < "\u2e80" > word
+        is_full = is_full and has_spaces and len(line.rstrip()) + 1 + len(word) > longest
+        paragraph.append(index)
+    if len(soft) < _LEAST_WRAPS:
+        return text
+    for index in soft:
+        breaks[index] = " "
+    return "".join(part for pair in zip(lines, [*breaks, ""], strict=True) for part in pair)
 
 
 def _before_opener(text: str, end: int) -> int:

@@ -29,6 +29,7 @@ from .cuts import (
     sentences,
     slices,
     spaces,
+    unwrapped,
     word_ends,
 )
 
@@ -76,7 +77,7 @@ def split(
     the limit is cut at clause marks, else at spaces, else (CJK) between words of the tokenizer. A
     `[mark]`, `♪ what is sung ♪` and a word are cut only where they are too long by themselves; a
     word of more than 100 characters is, for the tokenizer cannot read it. Headings and paragraphs
-    begin pieces where that leaves none too short.
+    begin pieces where that leaves none too short; line breaks that only wrap a paragraph do not.
 
     `[pause:1.5s]`, `[pause 1.5s]` and `[pause:500ms]` are up to 60 s of silence; several in a row
     add up. A piece of nothing but punctuation comes only of a run longer than a piece.
@@ -98,7 +99,7 @@ def split(
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, not {type(text).__name__}")
     splitter = _Splitter(tokenizer, goal, limit, language)
-    before_s, parts = _at_pauses(text)
+    before_s, parts = _at_pauses(unwrapped(text))
     pieces: list[Piece] = []
     for part, silence_s in parts:
         texts = [" ".join(raw.split()) for raw in splitter.pieces(part.strip())]
