@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the (model ended the )?text:User
 
 # With these seeds this text and voice have the lengths below; `None` leaves the end to the draw.
 TEXT, VOICE = "Yes?", random_voice(160)
-LENGTHS = {25: 0, 54: 1, 32: 24, 3: 142, 44: 327}
+LENGTHS = {25: 0, 54: 1, 49: 20, 32: 24, 3: 142}
 FREE = {"min_eos_p": None}
 
 
@@ -68,7 +68,7 @@ def test_a_clip_of_a_batch_is_the_clip_alone(bark, alone, seeds):
 
 
 def test_the_tokens_of_a_row_are_those_alone(bark, alone):
-    seeds = (54, 3, 25, 44, 32)
+    seeds = (54, 3, 25, 49, 32)
     rows = [
         Row(torch.tensor(bark.tokenizer.encode(TEXT)), VOICE, torch.Generator().manual_seed(seed))
         for seed in seeds
@@ -227,7 +227,7 @@ def test_recorded_steps_of_a_batch_are_those_step_by_step(bark, alone, monkeypat
         return made.setdefault(model, GraphDecoder(model, n_merged))
 
     monkeypatch.setattr(bark.pipeline, "new_decoder", recording)
-    for seeds in ((25, 32, 3), (54, 32)):
+    for seeds in ((25, 32, 49), (54, 32)):
         audio = bark.generate_batch([TEXT] * len(seeds), VOICE, seeds, **FREE)
         assert_same_sound(audio, [bark.decode(alone[seed].fine) for seed in seeds])
     assert set(made) == {bark.model("semantic"), bark.model("coarse")}

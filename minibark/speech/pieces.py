@@ -191,8 +191,8 @@ class Speaker:
 def cut(text: str, tokenizer: Tokenizer, limit: int, plan: LongOptions) -> list[Piece]:
     """The pieces of a text, as `split` makes them, for a model that reads `limit` tokens.
 
-    A model that reads few was trained on short texts, and loses words in longer ones: `tiny`, which
-    reads 64, hardly any in its 40 characters, and two of five in 110.
+    A model that reads few was trained on short texts and loses words in longer ones: `tiny`, which
+    reads 64, two of five in 110 characters, and in its 40 no more than in single sentences.
     """
     goal = plan.goal or min(GOAL, max(1, limit * 5 // 8))
     return split(text, tokenizer, goal=goal, limit=limit, language=plan.language)
