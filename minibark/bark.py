@@ -263,7 +263,7 @@ class Bark(Stages):
         iterator is closed, nothing more is made. Arguments and errors are those of `generate_long`.
         """
         checked, plan, on_step = sorted_out(options)
-        return Reading(self, checked, plan).text(text, voice, first_short=True).sound(on_step, 1)
+        return Reading(self, checked, plan).text(text, voice).begin_short().sound(on_step, 1)
 
     @overload
     def model(self, stage: Literal["semantic", "coarse"]) -> GPT: ...
@@ -300,7 +300,7 @@ class Bark(Stages):
         Raises:
             FileExistsError: the directory has files in it. FileNotFoundError: the model has gone.
         """
-        checkpoint = self._reopen()
+        checkpoint = self.checkpoint()
         states: dict[str, State] = dict(checkpoint.states)
         for stage in self.pipeline.built if self.precision == "float32" else ():
             states[stage] = self.pipeline.module(stage).state_dict()

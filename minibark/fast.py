@@ -94,7 +94,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     try:
         # With its index: which GPU is the current one may change.
         return torch.empty(0, device=torch.device(device)).device
-    except (RuntimeError, AssertionError, ImportError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
         raise ValueError(
             f"device {str(device)!r} cannot be used here: {reason(error)[:120]}; use {here}"

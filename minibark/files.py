@@ -56,7 +56,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with _naming_target(part, target):
             scratch.mkdir(mode=0o700)
             yield part
-            _sync(part)
+            sync(part)
             if part.is_dir() and target.is_dir():
                 target.rmdir()
             if folder == target.parent and _is_renamed(part, target):
@@ -97,7 +97,7 @@ def _is_renamed(part: Path, target: Path) -> bool:
     return True
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or a directory with all in it, is on the disk."""
     for folder, _, names in os.walk(path):
         for name in names:
@@ -135,6 +135,11 @@ def _naming_target(part: Path, target: Path) -> Iterator[None]:
         elif error.filename2 is None:
             error.filename = str(error.filename).replace(str(part), str(target))
         raise
+
+
+def user_cache() -> Path:
+    """The user's folder of caches, by the XDG Base Directory Specification."""
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
 
 
 def warn(text: str) -> None:

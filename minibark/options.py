@@ -233,9 +233,13 @@ def _refuse_unknown(
 ) -> None:
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name)[:80], known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-            raise kind(f"unknown option {brief(name)}{hint}")
+            raise kind(f"unknown option {brief(name)}; {hint_of(name, known)}")
+
+
+def hint_of(name: object, known: Sequence[str]) -> str:
+    """What somebody may have meant by a name that is not known."""
+    near = difflib.get_close_matches(str(name)[:80], known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
 def knobs(kind: type[Knobs] = Options) -> Iterator[tuple[str, Knob]]:

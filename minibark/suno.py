@@ -21,7 +21,6 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from .bark import Bark
 from .checkpoint.voices import LANGUAGES
 from .commands.bars import Bars
 from .config import STAGES, GenerationConfig
+from .files import user_cache
 from .options import Options
 from .voice import Voice, VoiceError
 
@@ -290,8 +290,7 @@ def _open(small: dict[str, bool], gpu: bool) -> None:
 
 def _places(small: dict[str, bool]) -> tuple[str, dict[str, str]]:
     """A model and where single stages are: in Suno's own folder if it has all, or on the hub."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(cache, "suno", "bark_v0")
+    folder = user_cache() / "suno" / "bark_v0"
     files = {
         stage: folder / f"{_FILES[stage]}{'' if is_small else '_2'}.pt"
         for stage, is_small in small.items()

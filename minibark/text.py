@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from .files import shown, warn
@@ -40,23 +40,18 @@ _PLAIN = {ord(odd): usual for usual, odds in _SPELLINGS.items() for odd in odds}
 # A dash that stands for a pause keeps its distance from the words.
 _PLAIN |= {ord(dash): " - " for dash in "—―⸺"}
 
-_TAG = re.compile(
-    r"</?(?:speak|break|prosody|voice|emphasis|say-as|phoneme|sub|audio|mark|lang|desc|metadata"
-    r"|mstts:[\w-]+|amazon:[\w-]+|p|s|w|b|i|em|strong|br|div|span)(?=[\s/>])[^<>]{0,500}>",
-    re.IGNORECASE,
-)
-_SSML = re.compile(
-    r"</?(?:speak|break|prosody|voice|emphasis|say-as|phoneme|sub|mstts:[\w-]+|amazon:[\w-]+)"
-    r"(?=[\s/>])[^<>]{0,500}>",
-    re.IGNORECASE,
-)
-_MARKDOWN: Sequence[tuple[str, re.Pattern[str], str]] = (
-    ("```", re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE), ""),
-    ("#", re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+(.*?)[ \t#]*$", re.MULTILINE), r"\1"),
-    ("![]()", re.compile(r"!\[([^\[\]\n]{0,300})\]\([^()\s]{1,2000}\)"), r"\1"),
-    ("[]()", re.compile(r"\[([^\[\]\n]{1,300})\]\([^()\s]{1,2000}\)"), r"\1"),
-    ("**", re.compile(r"(\*\*|__)(?=\S)(.{1,500}?)(?<=\S)\1"), r"\2"),
-    ("`", re.compile(r"`([^`\n]{1,300})`"), r"\1"),
+_SPEECH_TAGS = r"speak|break|prosody|voice|emphasis|say-as|phoneme|sub|mstts:[\w-]+|amazon:[\w-]+"
+_OTHER_TAGS = "audio|mark|lang|desc|metadata|p|s|w|b|i|em|strong|br|div|span"
+_TAG_FORM = r"</?(?:{})(?=[\s/>])[^<>]{{0,500}}>"
+_SSML = re.compile(_TAG_FORM.format(_SPEECH_TAGS), re.IGNORECASE)
+_TAG = re.compile(_TAG_FORM.format(f"{_SPEECH_TAGS}|{_OTHER_TAGS}"), re.IGNORECASE)
+_MARKDOWN: Sequence[tuple[re.Pattern[str], str]] = (
+    (re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE), ""),
+    (re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+(.*?)[ \t#]*$", re.MULTILINE), r"\1"),
+    (re.compile(r"!\[([^\[\]\n]{0,300})\]\([^()\s]{1,2000}\)"), r"\1"),
+    (re.compile(r"\[([^\[\]\n]{1,300})\]\([^()\s]{1,2000}\)"), r"\1"),
+    (re.compile(r"(\*\*|__)(?=\S)(.{1,500}?)(?<=\S)\1"), r"\2"),
+    (re.compile(r"`([^`\n]{1,300})`"), r"\1"),
 )
 _LOOSE_MARKS: Sequence[tuple[re.Pattern[str], str]] = (
     (re.compile(r"^[ \t]*(?:[-*+•](?=[ \t])|>+|[-*_=]{3,}[ \t]*$)[ \t]*", re.MULTILINE), ""),
@@ -85,17 +80,21 @@ def plain(text: str, tokenizer: Tokenizer, level: str = "plain") -> str:
         return text
     if level == "all":
         text = _without_marks(text)
-    if any(not tokenizer.reads(word) for word, _ in tokenizer.words(text)):
+    if _lost(tokenizer.words(text), tokenizer):
         text = "".join(
             map(partial(_readable, tokenizer=tokenizer), unicodedata.normalize("NFC", text))
         )
     return text
 
 
+def _lost(words: Iterable[tuple[str, list[int]]], tokenizer: Tokenizer) -> list[str]:
+    """Those of `Tokenizer.words` that no piece stands for."""
+    unknown = tokenizer.encode("[UNK]")
+    return [word for word, ids in words if ids == unknown and word != "[UNK]"]
+
+
 def _without_marks(text: str) -> str:
-    for _, pattern, instead in _MARKDOWN:
-        text = pattern.sub(instead, text)
-    for pattern, instead in _LOOSE_MARKS:
+    for pattern, instead in (*_MARKDOWN, *_LOOSE_MARKS):
         text = pattern.sub(instead, text)
     return _EMOJI.sub(" ", _TAG.sub(" ", text))
 
@@ -119,7 +118,7 @@ def _readable(character: str, tokenizer: Tokenizer) -> str:
 
 def readable_ids(text: str, tokenizer: Tokenizer, level: str = "off") -> list[int]:
     """The ids of what `readable` makes of a text; its arguments and errors."""
-    return tokenizer.encode(readable(text, tokenizer, level))
+    return [index for _, ids in _read(text, tokenizer, level)[1] for index in ids]
 
 
 def readable(text: str, tokenizer: Tokenizer, level: str = "off") -> str:
@@ -128,6 +127,11 @@ def readable(text: str, tokenizer: Tokenizer, level: str = "off") -> str:
     Raises:
         ValueError: there is nothing to say.
     """
+    return _read(text, tokenizer, level)[0]
+
+
+def _read(text: str, tokenizer: Tokenizer, level: str) -> tuple[str, list[tuple[str, list[int]]]]:
+    """The text as `readable` gives it, and its words with their ids."""
     if not text.strip():
         raise ValueError("the text is empty; give at least one word")
     text = plain(text, tokenizer, level)
@@ -136,22 +140,21 @@ def readable(text: str, tokenizer: Tokenizer, level: str = "off") -> str:
         raise ValueError(
             "the text holds nothing that can be read (only control characters, emoji?)"
         )
-    lost = [word for word, _ in words if word != "[UNK]" and not tokenizer.reads(word)]
-    lost += _SHOWN_BUT_DROPPED.findall(text)
+    lost = _lost(words, tokenizer) + _SHOWN_BUT_DROPPED.findall(text)
     if lost:
         _warn_of_lost(lost, len(words), plain(text, tokenizer) != text)
-    is_markdown = any(pattern.search(text) for _, pattern, _ in _MARKDOWN)
+    is_markdown = any(pattern.search(text) for pattern, _ in _MARKDOWN)
     if is_markdown or _SSML.search(text):
         warn(
             f"the text looks like {'Markdown' if is_markdown else 'SSML'}, whose marks Bark reads "
             "as if they were words; normalize='all' (--plain-text=all) drops them"
         )
-    return text
+    return text, words
 
 
 def _warn_of_lost(lost: Sequence[str], n_words: int, is_curable: bool) -> None:
     kinds = list(dict.fromkeys(lost))
-    shown = ", ".join(map(_shown, kinds[:5]))
+    named = ", ".join(map(_shown, kinds[:5]))
     more = f" and {len(kinds) - 5} others" if len(kinds) > 5 else ""
     cure = (
         "normalize='plain' (--plain-text) makes some readable"
@@ -160,7 +163,7 @@ def _warn_of_lost(lost: Sequence[str], n_words: int, is_curable: bool) -> None:
     )
     warn(
         f"{len(lost)} of the {n_words} words and marks of the text cannot be read by this model: "
-        f"{shown}{more}; {cure}"
+        f"{named}{more}; {cure}"
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import CheckpointError
-from ..files import naming, replacing
+from ..files import naming, replacing, user_cache
 from ..leftovers import sweep
 from .tensors import State, read_safetensors, save_safetensors
 
@@ -45,8 +45,7 @@ class Copy:
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
     """Where copies are kept; None is in the user's cache."""
-    base = cache_dir or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(base)) / "minibark"
+    return (Path(os.path.expanduser(cache_dir)) if cache_dir else user_cache()) / "minibark"
 
 
 def copy_place(path: Path, cache_dir: str | os.PathLike[str] | None) -> Path:

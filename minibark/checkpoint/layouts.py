@@ -86,7 +86,8 @@ def open_checkpoint(
         raise ValueError(f"unknown stage {unknown.pop()!r}; expected one of {', '.join(STAGES)}")
     source = Source.of(name, cache_dir, revision, offline).pinned()
     others = stages or {}
-    config, states = _open_states(source, [stage for stage in STAGES if stage not in others])
+    kept = [stage for stage in STAGES if stage not in others]
+    config, states, level = _open_states(source, kept)
     for stage, place in others.items():
         part, states[stage] = _open_stage(source.elsewhere(place).pinned(), stage, config)
         with naming(f"{source.name} with the {stage} model of {os.fspath(place)}"):
@@ -102,15 +103,17 @@ def open_checkpoint(
             f"{source.name}: the vocabulary has {len(tokenizer)} tokens, the text model "
             f"{config.semantic.input_vocab_size} ids, text_encoding_offset included"
         )
-    return Checkpoint(source.name, config, states, tokenizer, voices, _normalize(source))
+    return Checkpoint(source.name, config, states, tokenizer, voices, level)
 
 
-def _open_states(source: Source, stages: Collection[str]) -> tuple[BarkConfig, dict[str, State]]:
-    """Configuration and states of some stages of one source, whatever its layout."""
+def _open_states(
+    source: Source, stages: Collection[str]
+) -> tuple[BarkConfig, dict[str, State], str]:
+    """Of one source, whatever its layout: configuration, states of some stages, `normalize`."""
     if source.is_random:
         config = preset(RANDOM)
         random = RandomStates(config)
-        return config, {stage: random[stage] for stage in stages}
+        return config, {stage: random[stage] for stage in stages}, "off"
     if os.path.isfile(source.path):
         raise CheckpointError(
             f"{source.path} is a file; a model is the directory it lies in, or a hub repository"
@@ -119,8 +122,9 @@ def _open_states(source: Source, stages: Collection[str]) -> tuple[BarkConfig, d
         opened = {stage: _open_suno_stage(source, stage) for stage in stages}
         with naming(source.path):
             config = BarkConfig(**{stage: part for stage, (part, _) in opened.items()})
-        return config, {stage: state for stage, (_, state) in opened.items()}
-    config, is_ours = _open_config(source)
+        return config, {stage: state for stage, (_, state) in opened.items()}, "off"
+    config, level = _open_config(source)
+    is_ours = level is not None
     if is_ours:
         path = source.need("model.safetensors")
         flat, prefixes = read_safetensors(path)[0], {stage: f"{stage}." for stage in STAGES}
@@ -139,18 +143,24 @@ def _open_states(source: Source, stages: Collection[str]) -> tuple[BarkConfig, d
             states[stage] = codec_state(state, part, os.fspath(path))
         else:
             states[stage] = checked(stage, hf_state(stage, state, os.fspath(path)), part, path)
-    return config, states
+    return config, states, level or "off"
 
 
-def _open_config(source: Source) -> tuple[BarkConfig, bool]:
-    """The configuration of a directory or repository in our layout (True) or Hugging Face's."""
+def _open_config(source: Source) -> tuple[BarkConfig, str | None]:
+    """The configuration of a directory or repository, and what our layout, alone, says of texts.
+
+    That is how far they are made plain (`minibark.text.LEVELS`); None is Hugging Face's layout.
+    """
     path = source.need("config.json")
     document = read_json(path)
     if isinstance(document, dict) and document.get("format") == "minibark":
         with naming(path):
             if document.get("version") != 1:
                 raise CheckpointError("written by a newer minibark; update this one")
-            return config_from_dict(document.get("config")), True
+            level = document.get("normalize", "off")
+            if level not in LEVELS:
+                raise CheckpointError(f"normalize must be one of {', '.join(LEVELS)}")
+            return config_from_dict(document.get("config")), level
     if is_single(document):
         raise CheckpointError(
             f"{path} is that of one stage, not of a Bark; use it as --stage STAGE={path.parent}"
@@ -158,19 +168,7 @@ def _open_config(source: Source) -> tuple[BarkConfig, bool]:
     generation = source.find("generation_config.json")
     constants = generation and read_json(generation)
     with naming(path):
-        return config_from_hf(document, constants), False
-
-
-def _normalize(source: Source) -> str:
-    """How far texts are made plain for this checkpoint; only our layout can say."""
-    path = None if source.is_random else source.find("config.json")
-    document = read_json(path) if path else None
-    if not isinstance(document, dict) or document.get("format") != "minibark":
-        return "off"
-    level = document.get("normalize", "off")
-    if level not in LEVELS:
-        raise CheckpointError(f"{path}: normalize must be one of {', '.join(LEVELS)}")
-    return str(level)
+        return config_from_hf(document, constants), None
 
 
 def _open_voices(source: Source, voices_dir: str | os.PathLike[str] | None) -> Voices:
@@ -240,7 +238,7 @@ def _open_stage(source: Source, stage: str, base: BarkConfig) -> tuple[Any, Stat
         document = read_json(config_path)
         if is_single(document):
             return open_single(source, config_path, document, stage, base)
-    config, states = _open_states(source, [stage])
+    config, states, _ = _open_states(source, [stage])
     return getattr(config, stage), states[stage]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import CheckpointError, CodecConfig, FineGPTConfig, GPTConfig
-from ..files import naming, read_json
+from ..files import naming, read_json, user_cache
 from .hub import Source
 from .names import codec_state, gpt_state
 from .reading import SUNO_MD5, read_any
@@ -47,8 +47,7 @@ def find_encodec(source: Source) -> Path | None:
         return found[0]
     if (source.path / "encodec_24khz").is_dir():
         return source.path / "encodec_24khz"
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    torch_home = os.environ.get("TORCH_HOME") or os.path.join(caches, "torch")
+    torch_home = os.environ.get("TORCH_HOME") or user_cache() / "torch"
     kept = Path(os.path.expanduser(torch_home), "hub", "checkpoints", _ENCODEC)
     return kept if kept.is_file() else None
 

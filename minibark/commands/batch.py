@@ -14,6 +14,7 @@ from ..speech.bulk import Job, Summary, counted
 from ..speech.folder import ERRORS
 from ..speech.manifest import read_manifest
 from ..speech.plan import LongOptions
+from .ends import complain
 from .shared import (
     add_model,
     add_options,
@@ -116,7 +117,7 @@ def _run(args: argparse.Namespace) -> None:
             f"interrupted; {counted(n_made, 'clip')} made and kept, the same command goes on"
         ) from None
     if not args.quiet:
-        print(f"{args.out}: {_told(job.summary)}", file=sys.stderr)
+        complain(f"{args.out}: {_told(job.summary)}")
     if job.bad:
         first = min(job.bad, key=lambda bad: bad.number)
         raise ValueError(

@@ -17,10 +17,8 @@ from ..pipeline import Audio
 from ..sampling import OnStep
 from ..speech.batch import MOST_ROWS
 from ..speech.dialog import parse_speakers
-from ..speech.pieces import cut
 from ..speech.plan import LongOptions
 from ..speech.reading import Reading
-from ..text import plain
 from ..voice import Voice
 from .bars import Bars
 from .shared import naming_stdout, show
@@ -43,27 +41,15 @@ class Said:
     first_s: float | None = None
 
 
-def is_one_piece(
-    bark: Bark, text: str, args: argparse.Namespace, options: Options, plan: LongOptions
-) -> bool:
-    """Whether a text needs no more than `generate`."""
-    if args.speaker:
-        return False
-    written = plain(text, bark.tokenizer, options.normalize or bark.normalize)
-    if not list(bark.tokenizer.words(written)):
-        return True  # which `generate` refuses in its own words
-    pieces = cut(written, bark.tokenizer, bark.config.generation.max_input_semantic_length, plan)
-    return len(pieces) == 1 and not (pieces[0].pause_before_s or pieces[0].pause_after_s)
-
-
 def reading_of(
     bark: Bark, text: str, args: argparse.Namespace, options: Options, plan: LongOptions
 ) -> Reading:
-    """The pieces, and who says them, as the options ask."""
+    """The pieces, and who says them, as the options ask; a stream begins with a short one."""
     reading = Reading(bark, options, plan)
     if args.speaker:
         return reading.dialog(text, parse_speakers(args.speaker))
-    return reading.text(text, args.voice, first_short=args.output == "-")
+    reading.text(text, args.voice)
+    return reading.begin_short() if args.output == "-" and not reading.is_one else reading
 
 
 def say_pieces(

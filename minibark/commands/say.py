@@ -19,7 +19,7 @@ from ..speech.dialog import parse_speakers
 from ..speech.plan import LongOptions
 from .bars import Bars
 from .ends import complain
-from .long import Listening, Said, is_one_piece, preview, reading_of, say_pieces
+from .long import Listening, Said, preview, reading_of, say_pieces
 from .shared import (
     add_model,
     add_options,
@@ -125,13 +125,15 @@ def _say(
     is_stream = args.output == "-"
     with Bars(args.quiet) as bars, contextlib.ExitStack() as stack:
         on_step = Listening(bars.step) if is_stream else bars.step
-        if args.one_piece or is_one_piece(bark, text, args, options, plan):
-            made = bark.generate_voice(text, args.voice, on_step=on_step, **vars(options))
+        reading = None if args.one_piece else reading_of(bark, text, args, options, plan)
+        if reading is None or reading.is_one:
+            what = bark.tokenizer.encode(reading.turns[0].piece.text) if reading else text
+            voice = reading.voices[""] if reading else args.voice
+            made = bark.generate_voice(what, voice, on_step=on_step, **vars(options))
             audio = bark.decode(made.fine)
             if is_stream and len(audio):
                 _write_stdout(audio, bark.sample_rate, args.raw)
             return Said(made, len(audio), audio)
-        reading = reading_of(bark, text, args, options, plan)
         with naming_stdout():
             out = AudioStream(sys.stdout.buffer, bark.sample_rate, args.raw) if is_stream else None
         if out:

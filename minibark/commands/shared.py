@@ -182,16 +182,16 @@ def add_options(
             action = argparse.BooleanOptionalAction
             group.add_argument(flag, dest=name, action=action, default=default, help=knob.help)
             continue
-        shown = "" if default is None else f" ({default})"
+        note = "" if default is None else f" ({default})"
         if knob.bare:
-            shown = f" (alone: {knob.bare}; else the model's own)"
+            note = f" (alone: {knob.bare}; else the model's own)"
         group.add_argument(
             flag,
             dest=name,
             type=_number_or_none(knob.kind),
             default=default,
             metavar=knob.metavar,
-            help=knob.help + shown,
+            help=knob.help + note,
         )
     return group
 

@@ -200,11 +200,11 @@ class BarkModel:
         """
         options = stage_options(keywords, self._pipeline.config.generation)
         voice = self.processor.voice(history_prompt)
-        seed = Options(seed=seed).seed
-        rows = []
-        for ids in self._texts(input_ids, attention_mask):
-            own = torch.Generator(self.device).manual_seed(seed) if isinstance(seed, int) else seed
-            rows.append(Row(ids, voice, own))
+        drawn = Options(seed=seed)
+        rows = [
+            Row(ids, voice, drawn.generator(self.device))
+            for ids in self._texts(input_ids, attention_mask)
+        ]
         voices, streams = [voice] * len(rows), [row.generator for row in rows]
         semantics = self._pipeline.semantic(rows, options["semantic"])
         warn_of_ends(semantics, options["semantic"], self._pipeline.config.generation)

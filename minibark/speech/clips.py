@@ -24,9 +24,9 @@ from ..stages import Stages
 from ..text import readable
 from ..voice import PARTS, Voice
 from .batch import MOST_ROWS
-from .faults import fault
+from .faults import fault_of
 from .manifest import BadLine, Line, seed_of
-from .pieces import cut
+from .pieces import cut, is_one
 from .reading import Reading
 from .split import CHARACTERS_PER_S, MissingExtraError, spoken_length
 
@@ -99,8 +99,7 @@ class Maker:
                 notes.append(f"{n_lost} of the {len(ids)} tokens of the text are cut off")
             return Task(line, record, voice, ids[:limit], expected_s, n_lost > 0, notes)
         pieces = cut(text, stages.tokenizer, limit, line.plan)
-        is_long = len(pieces) > 1 or pieces[0].pause_before_s or pieces[0].pause_after_s
-        return Task(line, record, voice, None if is_long else ids, expected_s, False, notes)
+        return Task(line, record, voice, ids if is_one(pieces) else None, expected_s, False, notes)
 
     def groups(self, tasks: Sequence[Task]) -> list[list[Task]]:
         """What is made together: texts of like length, with the same options but for the seed."""
@@ -154,7 +153,9 @@ class Maker:
             for task, seed, voice in zip(wanting, seeds, voices, strict=True):
                 begin, number = time.perf_counter(), task.line.number
                 audio = pipeline.decode(voice.fine)
-                wrong = self._fault(task, voice, audio)
+                wrong = fault_of(
+                    voice, audio, task.expected_s, self._stages.config, options, task.is_cut
+                )
                 if number not in best or not wrong or not len(best[number][0]):
                     best[number] = audio, seed, wrong
                 spent_s[number] += share_s + time.perf_counter() - begin
@@ -171,18 +172,6 @@ class Maker:
     def _row(self, task: Task, seed: int) -> Row:
         stream = torch.Generator(self._stages.device).manual_seed(seed)
         return Row(torch.tensor(task.ids), task.voice, stream)
-
-    def _fault(self, task: Task, voice: Voice, audio: Audio) -> str:
-        options, config = task.line.options, self._stages.config
-        is_limited = options.max_duration_s is not None or not options.allow_early_stop
-        return fault(
-            voice.semantic,
-            audio,
-            task.expected_s,
-            config.generation,
-            config.codec.sampling_rate,
-            is_limited or task.is_cut,
-        )
 
     def _in_pieces(
         self, group: Sequence[Task], on_step: OnStep | None

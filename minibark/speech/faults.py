@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from ..config import GenerationConfig
+from ..config import BarkConfig, GenerationConfig
+from ..options import Options
 from ..pipeline import Audio
+from ..voice import Voice
 
 _LOOP_S, _STILL_S = 1.5, 3.0
 _SILENT, _FRAME_S, _MOST_SILENT = 10 ** (-50 / 20), 0.02, 0.75
@@ -45,6 +47,20 @@ def fault(
     if silent_share(audio, sample_rate) > _MOST_SILENT:
         return "is mostly silent"
     return ""
+
+
+def fault_of(
+    voice: Voice,
+    audio: Audio,
+    expected_s: float,
+    config: BarkConfig,
+    options: Options,
+    is_cut: bool = False,
+) -> str:
+    """`fault` of what was made with these options; `is_cut` tells that not all was to be said."""
+    is_limited = options.max_duration_s is not None or not options.allow_early_stop or is_cut
+    rate = config.codec.sampling_rate
+    return fault(voice.semantic, audio, expected_s, config.generation, rate, is_limited)
 
 
 def repeats(semantic: Tensor, rate_hz: float) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..audio import FORMATS
-from ..files import MAX_TEXT_BYTES, reason, replacing, shown
+from ..files import MAX_TEXT_BYTES, reason, replacing, shown, sync
 from .manifest import BadLine
 
 MARK = ".minibark-batch"
@@ -106,14 +105,15 @@ class ClipFolder:
         place, file = self.path / f"{record['id']}.json", record["file"]
         try:
             with replacing(self.path / file) as part:
-                _write(part, sound)
+                part.write_bytes(sound)
+                sync(part)  # now, and not only before it gets its name
                 # From here on the clip is not done: the old record is not of the new sound.
                 place.unlink(missing_ok=True)
             for other in _sounds(record["id"]) - {file}:
                 (self.path / other).unlink(missing_ok=True)
             with replacing(place) as part:
                 # A lone surrogate becomes what JSON writes for it.
-                _write(part, text.encode("utf-8", "backslashreplace"))
+                part.write_bytes(text.encode("utf-8", "backslashreplace"))
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -124,7 +124,7 @@ class ClipFolder:
         try:
             if text:
                 with replacing(path) as part:
-                    _write(part, text.encode("utf-8"))
+                    part.write_bytes(text.encode("utf-8"))
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
@@ -184,15 +184,3 @@ def _sounds(name: str) -> set[str]:
 def _as_json(bad: BadLine) -> str:
     document: dict[str, object] = {"line": bad.number, "id": bad.id or None, "reason": bad.reason}
     return json.dumps(document) + "\n"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file, and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        try:
-            os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot
-                raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..files import reason, shown
-from ..options import Options, knobs
+from ..options import Options, hint_of, knobs
 from .plan import LongOptions
 
 _MAX_LINE_BYTES = 1 << 20
@@ -201,9 +200,7 @@ def _line(
 ) -> Line:
     for key in document:
         if key not in KEYS:
-            near = difflib.get_close_matches(key[:80], KEYS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(KEYS)}"
-            _refuse(f"it has an unknown key {shown(key, 60)!r}; {hint}")
+            _refuse(f"it has an unknown key {shown(key, 60)!r}; {hint_of(key, KEYS)}")
     text, voice = document.get("text"), document.get("voice", voice)
     if not isinstance(text, str) or not text.strip():
         given = repr(shown(text, 20)) if isinstance(text, str) else _kind(text)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ..files import warn
+from ..files import shown, warn
 from ..options import Options
 from ..pipeline import Audio, Pipeline, Row
 from ..sampling import OnStep
 from ..tokenizer import Tokenizer
 from ..voice import Voice, VoiceError
 from .batch import MOST_ROWS, in_groups
-from .faults import fault
+from .faults import fault_of
 from .plan import LongOptions
 from .split import GOAL, MissingExtraError, Piece, sentences, split
 
@@ -91,7 +91,7 @@ class Speaker:
         done = 0
         while done < len(turns):
             n = self._n_together(turns[done:], voices, at_once)
-            group = list(enumerate(turns))[done : done + n]
+            group = list(enumerate(turns[done : done + n], done))
             if on_pieces:
                 on_pieces(done, done + n, len(turns))
             for spoken, (_, turn) in zip(self._make(group, voices, on_step), group, strict=True):
@@ -162,7 +162,7 @@ class Speaker:
         attempt: int,
         on_step: OnStep | None,
     ) -> list[Spoken]:
-        config, device = self.pipeline.config, self.pipeline.choice.device
+        device = self.pipeline.choice.device
         seeds = [(self.first_seed + i + attempt * _NEXT_TRY) % 2**63 for i, _ in group]
         rows = [
             Row(
@@ -176,16 +176,15 @@ class Speaker:
         made = in_groups(self.pipeline, rows, self.options, on_step)
         for (_, turn), seed, voice in zip(group, seeds, made, strict=True):
             audio = self.pipeline.decode(voice.fine)
-            wrong = fault(
-                voice.semantic,
-                audio,
-                turn.piece.expected_s,
-                config.generation,
-                config.codec.sampling_rate,
-                self.options.max_duration_s is not None or not self.options.allow_early_stop,
-            )
+            expected_s = turn.piece.expected_s
+            wrong = fault_of(voice, audio, expected_s, self.pipeline.config, self.options)
             spoken.append(Spoken(turn.piece, voice, audio, seed, wrong))
         return spoken
+
+
+def is_one(pieces: Sequence[Piece]) -> bool:
+    """Whether a text needs no more than one utterance, without silence around it."""
+    return len(pieces) == 1 and not (pieces[0].pause_before_s or pieces[0].pause_after_s)
 
 
 def cut(text: str, tokenizer: Tokenizer, limit: int, plan: LongOptions) -> list[Piece]:
@@ -227,4 +226,4 @@ def _first_seed(options: Options) -> int:
 
 
 def _begin(text: str) -> str:
-    return repr(text if len(text) <= 30 else f"{text[:27]}...")
+    return repr(shown(text, 30))

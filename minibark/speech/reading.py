@@ -15,8 +15,7 @@ from ..text import plain, readable
 from ..voice import Voice
 from .batch import MOST_ROWS
 from .dialog import DialogError, parse_dialog
-from .pieces import OnPieces, Speaker, Spoken, Turn, cut
-from .pieces import first_short as short_at_first
+from .pieces import OnPieces, Speaker, Spoken, Turn, cut, first_short, is_one
 from .plan import LongOptions
 
 
@@ -25,19 +24,33 @@ class Reading:
 
     Attributes:
         turns: the pieces, and who says each.
+        voices: of each speaker; a text's has the name "".
     """
 
     def __init__(self, stages: Stages, options: Options, plan: LongOptions) -> None:
         self._stages, self._options, self._plan = stages, options, plan
         self.turns: list[Turn] = []
-        self._voices: dict[str, Voice | None] = {}
+        self.voices: dict[str, Voice | None] = {}
 
-    def text(self, text: str, voice: VoiceLike = None, first_short: bool = False) -> Reading:
-        """Read a text in one voice; with `first_short` its first sentence is a piece of its own."""
+    def text(self, text: str, voice: VoiceLike = None) -> Reading:
+        """Read a text in one voice."""
         _check_text(text)
-        self._voices = {"": self._stages.load_voice(voice)}
-        self.turns = self._turns(text, "", first_short)
+        self.voices = {"": self._stages.load_voice(voice)}
+        self.turns = self._turns(text, "")
         return self
+
+    def begin_short(self) -> Reading:
+        """Let the first sentence of a text be a piece of its own, so that sound comes early."""
+        stages, pieces = self._stages, [turn.piece for turn in self.turns]
+        limit = stages.config.generation.max_input_semantic_length
+        pieces = first_short(pieces, stages.tokenizer, limit, self._plan)
+        self.turns = [Turn(piece) for piece in pieces]
+        return self
+
+    @property
+    def is_one(self) -> bool:
+        """Whether there is no more to it than one utterance in one voice."""
+        return set(self.voices) == {""} and is_one([turn.piece for turn in self.turns])
 
     def dialog(self, text: str, speakers: Mapping[str, VoiceLike]) -> Reading:
         """Read lines `NAME: text` in these voices."""
@@ -49,7 +62,7 @@ class Reading:
         if isinstance(text, str) and (self._options.normalize or self._stages.normalize) == "all":
             text = plain(text, self._stages.tokenizer, "all")  # marks may stand before names
         lines = parse_dialog(text, speakers)
-        self._voices = {name: self._stages.load_voice(speakers[name]) for name in speakers}
+        self.voices = {name: self._stages.load_voice(speakers[name]) for name in speakers}
         self.turns = []
         for number, line in enumerate(lines, 1):
             try:
@@ -66,9 +79,7 @@ class Reading:
     ) -> Iterator[Spoken]:
         """Each piece as soon as it is made; arguments are those of `Speaker.speak`."""
         stages = self._stages
-        speaker = Speaker(
-            stages.pipeline, stages.tokenizer, self._voices, self._options, self._plan
-        )
+        speaker = Speaker(stages.pipeline, stages.tokenizer, self.voices, self._options, self._plan)
         return speaker.speak(self.turns, on_step, on_pieces, at_once)
 
     def sound(
@@ -94,14 +105,12 @@ class Reading:
         )
         return np.concatenate((before, one.audio, behind))
 
-    def _turns(self, text: str, speaker: str, first_short: bool = False) -> list[Turn]:
+    def _turns(self, text: str, speaker: str) -> list[Turn]:
         stages, plan = self._stages, self._plan
         level = self._options.normalize or stages.normalize
         text = readable(text, stages.tokenizer, level)
         limit = stages.config.generation.max_input_semantic_length
         pieces = cut(text, stages.tokenizer, limit, plan)
-        if first_short:
-            pieces = short_at_first(pieces, stages.tokenizer, limit, plan)
         return [Turn(piece, speaker) for piece in pieces]
 
 

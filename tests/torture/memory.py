@@ -10,6 +10,7 @@ import argparse
 import gc
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def main() -> int:
     if args.clips:
         stop = time.monotonic() + 60 * args.minutes
         bark = Bark.from_pretrained("tiny", device="cpu")
-        speak = lambda number: clip(bark, number)  # noqa: E731
+        speak = partial(clip, bark)
         is_right &= watch("clips", args.clips, args.clips // 10, speak, stop)
     return 0 if is_right else 1
 
