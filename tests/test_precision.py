@@ -468,3 +468,16 @@ def test_paths_are_told_in_words(product):
     assert len(set(told.values())) == len(told)
     assert ("expanded" in told["int4"]) == (product == "plain")
     assert ("expanded" in told["int8"]) == (product == "plain")
+
+
+def test_the_fine_stage_alone_announces_nothing_of_torchs():
+    # In a process of its own: torch says it once, and which stage is built first must not matter.
+    code = (
+        "import torch, minibark\n"
+        "bark = minibark.Bark.from_pretrained('tiny', precision='int8')\n"
+        "bark.coarse_to_fine(torch.zeros(2, 4, dtype=torch.int64), seed=0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -49,6 +49,7 @@ class Int8ManyRows(Packed):
     ) -> None:
         """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
         super().__init__()
+        _hear_announcement()
         self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
         self.scale, self.zero = scale.clone(), torch.zeros(len(scale), dtype=torch.int32)
         self.bias = None if bias is None else bias.detach().to(torch.float32, copy=True)
