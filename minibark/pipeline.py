@@ -240,16 +240,24 @@ class Pipeline:
 
 
 def warn_of_ends(semantics: Sequence[Tensor], options: Options, config: GenerationConfig) -> None:
-    """Warn of texts that ended at once, or not at all."""
-    if not all(map(len, semantics)):
+    """Warn of texts that ended at once, or not at all, and which of several they are."""
+    if silent := [clip for clip, semantic in enumerate(semantics) if not len(semantic)]:
         warn(
-            "the model ended the text at its first step: no audio. Another seed, a higher "
-            "min_eos_p or another wording may help"
+            f"the model ended the text{_which(silent, semantics)} at its first step: no audio. "
+            "Another seed, a higher min_eos_p or another wording may help"
         )
-    is_free = options.max_duration_s is None and options.allow_early_stop
-    if is_free and any(len(semantic) >= config.max_new_tokens for semantic in semantics):
+    most, is_free = config.max_new_tokens, options.max_duration_s is None
+    endless = [clip for clip, semantic in enumerate(semantics) if len(semantic) >= most]
+    if is_free and options.allow_early_stop and endless:
         warn(
-            f"the text had not ended at the longest that the model speaks, "
-            f"{config.max_new_tokens / config.semantic_rate_hz:.1f} s, so its end may be missing. "
+            f"the text{_which(endless, semantics)} had not ended at the longest that the model "
+            f"speaks, {most / config.semantic_rate_hz:.1f} s, so its end may be missing. "
             "Say it in shorter pieces (generate_long), or try another seed"
         )
+
+
+def _which(clips: Sequence[int], semantics: Sequence[Tensor]) -> str:
+    if len(semantics) == 1:
+        return ""
+    numbers = ", ".join(map(str, clips[:8])) + (", ..." if len(clips) > 8 else "")
+    return f" of clip{'s'[: len(clips) > 1]} {numbers} (counted from 0)"

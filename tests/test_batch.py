@@ -303,3 +303,17 @@ def test_nothing_is_made_if_one_is_wrong(quick):
     with pytest.raises(ValueError):
         quick.generate_batch(["a", ""], on_step=lambda *step: told.append(step))
     assert not told
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_say_which_clips_ended_at_once():
+    bark = Bark.from_pretrained("random")
+    texts = ["One.", "Two.", "Three."]
+    with pytest.warns(UserWarning) as told:
+        clips = bark.generate_batch(texts, seeds=[0, 1, 2], min_eos_p=0.0)
+    assert [len(clip) for clip in clips] == [0, 0, 0]
+    assert [str(one.message).partition(" at its")[0] for one in told] == [
+        "the model ended the text of clips 0, 1, 2 (counted from 0)"
+    ]
+    with pytest.warns(UserWarning, match="ended the text at its first step"):
+        bark.generate_batch(texts[:1], seeds=[0], min_eos_p=0.0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from ..bark import Bark
 from ..checkpoint.hub import BUILT_IN, RANDOM
 from ..files import shown
-from ..options import Knobs, Options, knobs
+from ..options import Knob, Knobs, Options, knobs
 from ..precision import BACKENDS, PRECISIONS
 from .ends import complain, hush
 
@@ -176,7 +176,7 @@ def add_options(
     """Add an option for every field of `Options`, or of other knobs; the group that has them."""
     group = parser.add_argument_group(title)
     for name, knob in knobs(kind):
-        flag = knob.flag or "--" + name.replace("_", "-")
+        flag = _flag(name, knob)
         default = getattr(kind, name)
         if knob.kind is bool:
             action = argparse.BooleanOptionalAction
@@ -200,9 +200,17 @@ def options_of(args: argparse.Namespace, kind: type[K]) -> K:
     """The `Options`, or other knobs, that were given.
 
     Raises:
-        ValueError: a bad value.
+        ValueError: a bad value; the text names the option as the command line does.
     """
-    return kind(**{name: getattr(args, name) for name, _ in knobs(kind)})
+    try:
+        return kind(**{name: getattr(args, name) for name, _ in knobs(kind)})
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        raise ValueError(f"{_flag(name, dict(knobs(kind))[name])} {rest}") from error
+
+
+def _flag(name: str, knob: Knob) -> str:
+    return knob.flag or "--" + name.replace("_", "-")
 
 
 def _number_or_none(kind: type) -> Any:
