@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 
@@ -37,8 +39,22 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(CACHE, ignore_errors=True)
 
 
+def pytest_configure() -> None:
+    """Let processes that tests start hear Ctrl-C, which a shell's background jobs do not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Leave two of three cases of `thinned` tests to `make torture`; skip what needs a GPU."""
+    numbers = Counter[object]()
+    for item in items:
+        is_thinned = item.get_closest_marker("thinned") and not item.get_closest_marker("gpu")
+        if is_thinned and isinstance(item, pytest.Function):
+            number = numbers[item.function]
+            numbers[item.function] += 1
+            if (number + number // 3) % 3:  # one in each three, and not each time the same
+                item.add_marker(pytest.mark.torture)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -122,6 +122,7 @@ def test_codes_are_sunos_for_any_sampling(model, suno, temperature, filters):
     assert_same_tokens(ours, drawn)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("history", [60, 61, 300, 630])
 @pytest.mark.parametrize("window", [1, 7, 60, 138])
 def test_codes_are_sunos_for_any_window(model, suno, history, window):

@@ -62,6 +62,7 @@ def voice_of(n_frames: int) -> Voice | None:
     return Voice(voice.semantic, voice.coarse, voice.fine[:, :n_frames]) if n_frames else None
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("n_history", "n_frames"), CASES)
 def test_drawn_codes_are_sunos(model, suno, n_history, n_frames):
     codes, voice = random_codes(n_frames), voice_of(n_history)

@@ -351,6 +351,7 @@ def check_fused_tokens(n_rows: int, bias: bool, sampling: Sampling) -> None:
     torch.testing.assert_close(made_p, wanted_p, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("sampling", SAMPLINGS[:2], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
 @pytest.mark.parametrize("n_rows", [1, 3])

@@ -95,17 +95,20 @@ def check_decode(
     assert_close(out, decode_attention_ref(q, k, v, given), sharpness)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("length", LENGTHS)
 def test_decode_attention_at_each_length(run, length):
     run(check_decode, [length])
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [F16, BF16])
 @pytest.mark.parametrize("length", [63, 887])
 def test_decode_attention_in_half_precision(run, length, dtype):
     run(check_decode, [length], 4, 64, dtype)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("n_head", "dtype"), [(4, BF16), (12, F16), (16, F32)])
 def test_decode_attention_over_rows_of_different_lengths(run, n_head, dtype):
     run(check_decode, [257, 1, 1024], n_head, 64, dtype)
@@ -115,11 +118,13 @@ def test_decode_attention_with_more_heads_than_multiprocessors(run):
     run(check_decode, [65] * 10, 16)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("head_size", [16, 32, 40, 56, 128, 256])
 def test_decode_attention_head_sizes(run, head_size):
     run(check_decode, [257], 2, head_size)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("layout", ["k (B, T, H, D)", "packed"])
 def test_decode_attention_of_strided_buffers(run, layout):
     run(check_decode, [65, 130], 4, 64, F32, 1.0, layout)
@@ -255,12 +260,14 @@ def check_attention(
     assert_close(out, attention_ref(q, k, v, causal=causal), sharpness)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("n_positions", LENGTHS)
 def test_attention_at_each_length(run, n_positions, causal):
     run(check_attention, 1, 1, n_positions, causal)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", [F16, BF16])
 @pytest.mark.parametrize(("n_batch", "n_head"), [(3, 4), (1, 12), (1, 16)])
@@ -269,18 +276,21 @@ def test_attention_heads_and_rows(run, request, n_batch, n_head, dtype, causal):
     run(check_attention, n_batch, n_head, 65, causal, dtype)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [F16, BF16])
 def test_attention_in_half_precision(run, request, dtype):
     skip_if_interpreted(request, dtype)
     run(check_attention, 1, 1, 887, True, dtype)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [F32, F16])
 @pytest.mark.parametrize("head_size", [16, 32, 128, 256])
 def test_attention_head_sizes(run, head_size, dtype):
     run(check_attention, 1, 2, 70, True, dtype, head_size)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("n_queries", "n_positions"), [(1, 70), (60, 257), (64, 65), (130, 191)])
 def test_attention_of_the_last_queries(run, n_queries, n_positions, causal):
@@ -340,6 +350,7 @@ def test_importing_minibark_leaves_triton_alone():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(
     ("dtype", "capability", "ones"),
     [

@@ -126,18 +126,21 @@ def check_norm_linear(
     assert torch.equal(x, before)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("n_rows", [1, 3])
 @pytest.mark.parametrize("n_out", LENGTHS)
 def test_norm_linear_at_each_number_of_outputs(run, n_out, n_rows):
     run(check_norm_linear, n_rows, n_out, 64)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n_rows", [1, 3, 17])
 def test_norm_linear_dtypes(run, n_rows, dtype):
     run(check_norm_linear, n_rows, 100, 192, dtype)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("n_rows", [1, 3])
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize(("norm_bias", "bias"), [(False, False), (False, True), (True, False)])
@@ -145,6 +148,7 @@ def test_norm_linear_without_some_of_it(run, norm_bias, bias, gelu, n_rows):
     run(check_norm_linear, n_rows, 40, 64, F32, norm_bias, bias, gelu)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("n_rows", [1, 17])
 @pytest.mark.parametrize(
     ("n_out", "n_in"), [(1, 16), (70, 768), (33, 1024), (5, 3072), (3, 4096), (3, 9216)]
@@ -165,6 +169,7 @@ def check_large_mean(device: torch.device, n_rows: int) -> None:
     torch.testing.assert_close(norm_linear(x, norm, matrix), expected, atol=1e-3, rtol=0)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("n_rows", [1, 3])
 def test_norm_linear_of_rows_with_a_large_mean(run, n_rows):
     run(check_large_mean, n_rows)
@@ -225,11 +230,13 @@ def check_norm_qkv(
     assert memory.isnan().all()  # nothing else was written
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("length", LENGTHS)
 def test_norm_qkv_at_each_length(run, length):
     run(check_norm_qkv, [length])
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("n_head", "head_size"), [(4, 64), (12, 40), (16, 24), (3, 16)])
 @pytest.mark.parametrize("lengths", [[887], [257, 1, 1024]])
 def test_norm_qkv_heads_and_rows(run, lengths, n_head, head_size):
@@ -240,6 +247,7 @@ def test_norm_qkv_of_more_rows_than_one_tile(run):
     run(check_norm_qkv, list(range(1, 18)))
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("lengths", [[63], [64, 1, 100]])
 @pytest.mark.parametrize(
     ("dtype", "cache_dtype"), [(F16, F16), (BF16, BF16), (INT8, F32), (INT8, BF16)]
@@ -248,6 +256,7 @@ def test_norm_qkv_dtypes(run, dtype, cache_dtype, lengths):
     run(check_norm_qkv, lengths, 4, 16, dtype, cache_dtype)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("lengths", [[63], [64, 1, 100]])
 @pytest.mark.parametrize("layout", ["(B, T, H, D)", "part of more"])
 def test_norm_qkv_into_strided_caches(run, layout, lengths):
@@ -290,12 +299,14 @@ def check_linear_residual(
     assert memory[[0, -1]].isnan().all()
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("n_rows", [1, 3])
 @pytest.mark.parametrize("n_out", LENGTHS)
 def test_linear_residual_at_each_number_of_outputs(run, n_out, n_rows):
     run(check_linear_residual, n_rows, n_out, 64)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("n_rows", [1, 3, 17])
 @pytest.mark.parametrize(
     ("dtype", "x_dtype"),
@@ -305,6 +316,7 @@ def test_linear_residual_dtypes(run, dtype, x_dtype, n_rows):
     run(check_linear_residual, n_rows, 100, 192, dtype, x_dtype)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("n_rows", [1, 17])
 @pytest.mark.parametrize(("n_out", "n_in"), [(70, 768), (33, 1024), (5, 3072), (3, 4096)])
 def test_linear_residual_sizes(run, n_out, n_in, n_rows):
@@ -342,23 +354,27 @@ def check_combine_residual(
     assert memory[[0, -1]].isnan().all()
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("length", LENGTHS)
 def test_combine_residual_at_each_length(run, length):
     run(check_combine_residual, length, 4, 16)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("n_head", [4, 12, 16])
 @pytest.mark.parametrize(("length", "bias"), [(5, True), (887, False)])
 def test_combine_residual_heads(run, length, bias, n_head):
     run(check_combine_residual, length, n_head, 64, F32, bias)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_size", [24, 40])
 def test_combine_residual_dtypes(run, head_size, dtype):
     run(check_combine_residual, 257, 4, head_size, dtype)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("n_out", [1, 63, 257])
 def test_combine_residual_numbers_of_outputs(run, n_out):
     run(check_combine_residual, 5, 1, 16, F32, True, n_out)
@@ -420,11 +436,13 @@ def check_decode_layer(
     torch.testing.assert_close(kv, before, atol=0, rtol=0, equal_nan=True)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("length", LENGTHS)
 def test_decode_layer_at_each_length(run, length):
     run(check_decode_layer, [length])
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("n_head", "head_size"), [(4, 64), (12, 40), (16, 24)])
 def test_decode_layer_heads(run, n_head, head_size):
     run(check_decode_layer, [887], n_head, head_size)
@@ -438,11 +456,13 @@ def test_decode_layer_of_released_sizes(n_head, lengths, dtype):
     check_decode_layer(gpu(), lengths, n_head, 64, dtype, BF16 if dtype == INT8 else dtype)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("n_head", "head_size"), [(4, 64), (12, 16), (16, 24)])
 def test_decode_layer_over_rows_of_different_lengths(run, n_head, head_size):
     run(check_decode_layer, [257, 1, 1024], n_head, head_size)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("lengths", [[64], [64, 1, 100]])
 @pytest.mark.parametrize(
     ("dtype", "cache_dtype"), [(F16, F16), (BF16, BF16), (INT8, F32), (INT8, BF16)]
@@ -476,6 +496,7 @@ def check_block(device: torch.device, lengths: list[int], n_head: int, bias: boo
     assert_close(ours, kv, IN_A_ROW)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("lengths", "n_head"), [([0], 6), ([62], 4), ([0, 63, 17], 4)])
 def test_decode_layer_is_the_model_s_own(run, lengths, n_head, bias):
@@ -560,6 +581,7 @@ COMPILED = [(90, 768, BF16), (90, 768, F32), (90, 768, INT8), (90, 1024, BF16), 
 COMPILED += [(90, 1024, INT8), (90, 768, F16), (80, 1024, BF16), (80, 768, INT8)]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(("capability", "n_embd", "dtype"), COMPILED)
 def test_one_row_kernels_compile(monkeypatch, tmp_path, capability, n_embd, dtype):
     """All of a program's parameters, and nothing else, are asked for before it waits."""
@@ -587,6 +609,7 @@ def test_one_row_kernels_compile(monkeypatch, tmp_path, capability, n_embd, dtyp
             assert "griddepcontrol" not in compiled.asm["ptx"]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(
     ("capability", "n_embd", "dtype"),
     [(90, 1024, BF16), (90, 768, INT8), (90, 768, F32), (80, 768, BF16)],

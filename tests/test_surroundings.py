@@ -54,6 +54,7 @@ def directory(request, tmp_path_factory):
     return folder, request.param
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("around", AROUND)
 def test_what_is_around_a_call_changes_nothing(directory, around):
     folder, precision = directory
