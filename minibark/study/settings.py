@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from typing import Any
 
 import numpy as np
@@ -52,3 +53,26 @@ def settings_of(
             "system": f"{platform.system()} {platform.machine()}",
         },
     }
+
+
+def command_of(settings: dict[str, Any], output: str = "inspect.html") -> str | None:
+    """The command that makes the same; None where ids were given, which no command takes."""
+    if settings["text"] is None:
+        return None
+    words = ["minibark", "inspect", "--model", settings["model"]]
+    if settings["voice"]:
+        words += ["--voice", settings["voice"]]
+    if settings["seed"] is not None:
+        words += ["--seed", str(settings["seed"])]
+    for name, knob in knobs():
+        value = settings["options"].get(name, getattr(Options, name))
+        if value == getattr(Options, name):
+            continue
+        flag = knob.flag or "--" + name.replace("_", "-")
+        if knob.kind is bool:
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words.append(f"{flag}={'none' if value is None else value}")
+    for name in ("device", "precision", "backend"):
+        words += [f"--{name}", settings[name]]
+    return shlex.join([*words, "-o", output, "--", settings["text"]])
