@@ -1,7 +1,7 @@
 """When each word is said, told from where the text model looked.
 
     attention   (layers, heads, S, n)
-      | score: the mean weight on the best path through all slots in order     (layers, heads)
+      | score: how well a head walks through all slots in order                (layers, heads)
       | the heads that follow the text, added up                               (S, n)
       | Viterbi: the likeliest path through the slots that never goes back      (S,)
     words       from the first frame in one of their slots to the last
@@ -36,7 +36,7 @@ class Head:
 
     Attributes:
         layer, head: which, from 0.
-        score: in [0, 1], its mean weight on the best path through all slots in order.
+        score: in [0, 1), how well it walks through the slots in order (`monotonicity`).
     """
 
     layer: int
@@ -110,17 +110,19 @@ def pick_heads(scores: Array) -> tuple[Head, ...]:
 
 
 def monotonicity(attention: Array) -> Array:
-    """(N,) float32 in [0, 1]: of each map (N, S, n) the mean weight on its best path.
+    """(N,) float32 in [0, 1): how well each map (N, S, n) walks through the slots in order.
 
-    A path begins at the first slot and ends at the last, never goes back, and leaves out no two
-    slots in a row, unless there are more slots than steps. So a head that stays where it is has a
-    low score, however sure it is.
+    That is the mean weight on its best path, where each slot's weight counts as far as it is above
+    that slot's own mean: so a head that stays where it is has none, however sure it is. A path
+    begins at the first slot and ends at the last, never goes back, and leaves no slot out unless
+    there are more slots than steps.
     """
     n_steps = attention.shape[1]
-    best = _first(attention[:, 0])
+    above = attention - attention.mean(1, keepdims=True)
+    best = _first(above[:, 0])
     for t in range(1, n_steps):
-        best = _reached(best, _moves(attention.shape[2], n_steps)).max(0) + attention[:, t]
-    total: Array = best[:, -1] / n_steps
+        best = _reached(best, _moves(attention.shape[2], n_steps)).max(0) + above[:, t]
+    total: Array = np.maximum(best[:, -1] / n_steps, 0)
     return total.astype(np.float32)
 
 
@@ -159,7 +161,7 @@ def _reached(best: Array, n_moves: int) -> Array:
 
 def _moves(n_slots: int, n_steps: int) -> int:
     """How many moves there are, to stay among them, so that the last slot can be reached."""
-    return min(n_slots, max(3, math.ceil((n_slots - 1) / max(1, n_steps - 1)) + 1))
+    return min(n_slots, max(2, math.ceil((n_slots - 1) / max(1, n_steps - 1)) + 1))
 
 
 def _times(

@@ -118,7 +118,7 @@ def part_semantic(trace: Trace) -> str:
     if len(trace.end_p):
         low = math.log10(_LEAST_P)
         end_p = np.log10(np.maximum(trace.end_p, _LEAST_P))
-        wide = _width(trace, len(end_p), g.semantic_rate_hz)
+        wide = min(100.0, _width(trace, len(end_p), g.semantic_rate_hz))  # the last is told
         mark = ""
         if least is not None and least > 0:
             y = 100 * math.log10(max(least, _LEAST_P)) / low

@@ -80,10 +80,10 @@ def watch(pipeline: Pipeline) -> tuple[Pipeline, dict[str, Watched]]:
     def new_decoder(model: GPT, n_merged: int, choice: fast.Choice) -> Decoder:
         # Only the text model merges two blocks of its prompt.
         stage = "semantic" if n_merged else "coarse"
-        return WatchedDecoder(fast.decoder(model, n_merged, choice), n_merged, seen[stage])
+        return WatchedDecoder(pipeline.new_decoder(model, n_merged, choice), n_merged, seen[stage])
 
     def new_passes(model: FineGPT, choice: fast.Choice) -> fast.Passes:
-        passes = fast.passes(model, choice)
+        passes = pipeline.new_passes(model, choice)
 
         def watched(codes: Tensor, codebook: int, start: int = 0) -> Tensor:
             return seen["fine"].keep(lambda: passes(codes, codebook, start), codes.shape[1])
