@@ -55,9 +55,14 @@ def folded(summary: str, content: str) -> str:
 
 
 def lane(
-    name: str, content: str, height: int = 20, note: str = "", ends: tuple[str, str] = ("", "")
+    name: str,
+    content: str,
+    height: int = 20,
+    note: str = "",
+    ends: tuple[str, str] = ("", ""),
+    is_time: bool = True,
 ) -> str:
-    """A row of a time line.
+    """A row of a plot.
 
     Args:
         name: what it shows.
@@ -65,14 +70,16 @@ def lane(
         height: one of `HEIGHTS`, or 0 for what the content has.
         note: of the unit, or the like.
         ends: what the top and the bottom stand for.
+        is_time: whether it goes along the time line, so that the cursor is in it.
     """
+    kind = "lane" if is_time else "lane still"
     size = f" h{height}" if height else ""
     small = f"<small>{text(note)}</small>" if note else ""
     high, low = map(text, ends)
     return (
         f'<div class="row"><div class="label"><span>{text(name)}</span>{small}</div>'
         f'<div class="ends"><span>{high}</span><span>{low}</span></div>'
-        f'<div class="lane{size}">{content}</div></div>'
+        f'<div class="{kind}{size}">{content}</div></div>'
     )
 
 

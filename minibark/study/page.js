@@ -4,7 +4,7 @@
   const player = document.getElementById("player");
   const now = document.getElementById("now");
   const root = document.documentElement;
-  const lanes = [...document.querySelectorAll(".lane")];
+  const lanes = [...document.querySelectorAll(".lane:not(.still)")];
   const words = [...document.querySelectorAll(".words button")];
   const marks = [...document.querySelectorAll("g.word")];
   const readouts = [...document.querySelectorAll("[data-readout]")];

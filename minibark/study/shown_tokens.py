@@ -42,11 +42,11 @@ def part_text(trace: Trace) -> str:
     n_ids = sum(len(word.ids) for word in trace.words)
     n_cut = sum(word.n_cut for word in trace.words)
     n_text = n_ids - n_cut
-    strip = lane(
-        "text", _filled(n_text, n_slots, "text"), 14, f"{n_text} of {n_slots} slots"
-    ) + lane(
-        "voice", _filled(histories.semantic, n_slots, "voice"), 14, f"{histories.semantic} of them"
-    )
+    told = (f"{n_text} of {n_slots} slots", f"{histories.semantic} of them")
+    strip = [
+        lane("text", _filled(n_text, n_slots, "text"), 14, told[0], is_time=False),
+        lane("voice", _filled(histories.semantic, n_slots, "voice"), 14, told[1], is_time=False),
+    ]
     changed = trace.settings["text"] is not None and trace.settings["text"] != trace.text
     lost = [word.text for word in trace.words if word.is_unknown]
     facts = [f"{len(trace.words)} words and marks, {n_ids} word pieces."]
@@ -77,7 +77,7 @@ def part_text(trace: Trace) -> str:
         "What of the voice stands in each prompt",
     )
     shown = table("words", ("word", "pieces and their ids", "slots", "note"), rows)
-    return f"<p>{text(' '.join(facts))}</p>{plot([strip])}{shown}{prompts}"
+    return f"<p>{text(' '.join(facts))}</p>{plot(strip)}{shown}{prompts}"
 
 
 def _filled(n: int, total: int, kind: str) -> str:
@@ -249,7 +249,7 @@ def part_codes(trace: Trace) -> str:
     seen = "".join(_seen(trace, i) for i in range(len(trace.windows)))
     first = [
         lane("codes", image(coarse, "coarse codes") + over, 40, f"books 1-{n_coarse}"),
-        lane("probability", image(ink(trace.coarse.p, ORANGE), "probabilities"), 40, "dark is 1"),
+        lane("probability", image(ink(trace.coarse.p, ORANGE), "probabilities"), 40, "full is 1"),
         lane(
             "windows saw",
             f'<svg width="100%" height="{7 * len(trace.windows) + 3}">{seen}</svg>',
