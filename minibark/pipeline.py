@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +26,15 @@ from .config import STAGES, BarkConfig, GenerationConfig
 from .decoding import Decoder
 from .files import warn
 from .fine import generate_fine
-from .model import GPT
+from .model import GPT, FineGPT
 from .options import Options
 from .sampling import OnStep
 from .semantic import generate_semantic, semantic_prompt
 from .surroundings import running
 from .voice import Voice
+
+NewDecoder = Callable[[GPT, int, fast.Choice], Decoder]
+NewPasses = Callable[[FineGPT, fast.Choice], fast.Passes]
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,9 @@ class Pipeline:
         config: shapes and constants.
         choice: where and how the stages run.
         offload: whether only the running stage is on the device.
-        new_decoder: makes the decoder of a stage's model, as `fast.decoder` does; the seam for
-            whoever watches or times steps.
+        new_decoder: makes the decoder of a stage's model, as `fast.decoder` does.
+        new_passes: makes what the fine model's passes run on, as `fast.passes` does. These two are
+            the seam for whoever watches or times steps.
     """
 
     def __init__(
@@ -73,7 +78,8 @@ class Pipeline:
         self.config = config
         self.choice = choice
         self.offload = offload
-        self.new_decoder: Callable[[GPT, int, fast.Choice], Decoder] = fast.decoder
+        self.new_decoder: NewDecoder = fast.decoder
+        self.new_passes: NewPasses = fast.passes
         self._states = states
         self._modules: dict[str, nn.Module] = {}
         self._decoders: dict[str, Decoder] = {}
@@ -83,11 +89,18 @@ class Pipeline:
         one_user = offload or choice.records
         self._alone = threading.RLock() if one_user else contextlib.nullcontext()
 
+    def watched(self, new_decoder: NewDecoder, new_passes: NewPasses) -> Pipeline:
+        """One that runs the same built stages on other decoders; this one stays as it is."""
+        other = copy.copy(self)
+        other.new_decoder, other.new_passes = new_decoder, new_passes
+        other._decoders, other._passes = {}, None
+        return other
+
     def speak(
         self, rows: Sequence[Row], options: Options, on_step: OnStep | None = None
     ) -> list[Voice]:
         """The three token streams of each row."""
-        self._windowed(options)  # which else would fail after the first stage
+        self.windowed(options)  # which else would fail after the first stage
         voices, streams = [row.voice for row in rows], [row.generator for row in rows]
         semantics = self.semantic(rows, options, on_step)
         coarses = self.coarse(semantics, voices, streams, options, on_step)
@@ -129,7 +142,7 @@ class Pipeline:
                 model,
                 semantics,
                 voices,
-                self._windowed(options),
+                self.windowed(options),
                 options.coarse_sampling,
                 generators,
                 on_step=on_step,
@@ -148,7 +161,7 @@ class Pipeline:
         """All codes (n_fine_codebooks, T) of each row's coarse ones (K, T)."""
         with self.on_device("fine") as model:
             if self._passes is None:
-                self._passes = fast.passes(model, self.choice)
+                self._passes = self.new_passes(model, self.choice)
             fines = generate_fine(
                 model,
                 coarses,
@@ -212,8 +225,8 @@ class Pipeline:
         if stage == "fine":
             self._passes = None
 
-    def _windowed(self, options: Options) -> GenerationConfig:
-        """The constants with the coarse windows that were asked for."""
+    def windowed(self, options: Options) -> GenerationConfig:
+        """The constants with the coarse windows that were asked for; ValueError: too long ones."""
         g = self.config.generation
         history, window = options.max_coarse_history, options.sliding_window_len
         history = g.max_coarse_history if history is None else history

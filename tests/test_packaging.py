@@ -36,7 +36,7 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_has_every_module_and_nothing_else(wheel):
     tracked = subprocess.run(
-        ["git", "ls-files", "minibark/*.py", "kernels/*.py", "weights/tiny"],
+        ["git", "ls-files", "minibark/*.py", "minibark/study", "kernels/*.py", "weights/tiny"],
         cwd=ROOT,
         check=True,
         capture_output=True,

@@ -42,13 +42,7 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
     say = commands.add_parser("say", parents=[parent], help="speak a text to an audio file")
     say.set_defaults(run=_run, parser=say)
     add = say.add_argument
-    add(
-        "text",
-        metavar="TEXT",
-        nargs="?",
-        help="what to say; - reads standard input, as no TEXT does where that is a pipe",
-    )
-    add("-i", "--input", metavar="FILE", help="say what is in this UTF-8 text file")
+    add_text(say)
     add(
         "-o",
         "--output",
@@ -83,6 +77,17 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
     )
 
 
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """Add the text, in words or in a file."""
+    parser.add_argument(
+        "text",
+        metavar="TEXT",
+        nargs="?",
+        help="what to say; - reads standard input, as no TEXT does where that is a pipe",
+    )
+    parser.add_argument("-i", "--input", metavar="FILE", help="say what is in this UTF-8 text file")
+
+
 def _run(args: argparse.Namespace) -> None:
     try:
         _check_places(args)
@@ -91,7 +96,7 @@ def _run(args: argparse.Namespace) -> None:
         args.parser.error(str(error))
     for place in filter(None, (args.output if args.output != "-" else None, args.save_voice)):
         check_writable(Path(place))
-    text = _text(args)
+    text = text_of(args)
     bark = open_bark(args)
     if args.split_preview:
         preview(reading_of(bark, text, args, options, plan))
@@ -161,12 +166,7 @@ def _write_stdout(audio: Audio, sample_rate: int, raw: bool) -> None:
 
 
 def _check_places(args: argparse.Namespace) -> None:
-    if args.text is not None and args.input is not None:
-        raise ValueError("TEXT and -i FILE are two texts; give one")
-    if args.text is None and args.input is None and (sys.stdin is None or sys.stdin.isatty()):
-        raise ValueError("there is no text: give TEXT, -i FILE, or a pipe on standard input")
-    if "-" in (args.text, args.input) and sys.stdin is None:
-        raise ValueError("- reads standard input, which is closed; give TEXT or -i FILE")
+    check_text(args)
     if args.one_piece and args.split_preview:
         raise ValueError(
             "--one-piece makes one piece; --split-preview shows what it would be without"
@@ -190,7 +190,17 @@ def _check_places(args: argparse.Namespace) -> None:
         raise ValueError(f"--save-voice must end in .npz, got {args.save_voice!r}")
 
 
-def _text(args: argparse.Namespace) -> str:
+def check_text(args: argparse.Namespace) -> None:
+    """Refuse no text, and two; ValueError."""
+    if args.text is not None and args.input is not None:
+        raise ValueError("TEXT and -i FILE are two texts; give one")
+    if args.text is None and args.input is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise ValueError("there is no text: give TEXT, -i FILE, or a pipe on standard input")
+    if "-" in (args.text, args.input) and sys.stdin is None:
+        raise ValueError("- reads standard input, which is closed; give TEXT or -i FILE")
+
+
+def text_of(args: argparse.Namespace) -> str:
     """What is to be said.
 
     Raises:

@@ -24,16 +24,20 @@ K = TypeVar("K", bound=Knobs)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors tell what to do with a text that begins with a dash."""
+    """A parser whose errors tell what to do with a text that begins with a dash.
+
+    Attributes:
+        words: what it was given.
+    """
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As the base class; the words are kept for `error`."""
-        self._words = list(sys.argv[1:] if args is None else args)
+        """As the base class; the words are kept."""
+        self.words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """End with status 2 and the message."""
-        words = self._words[: self._words.index("--")] if "--" in self._words else self._words
+        words = self.words[: self.words.index("--")] if "--" in self.words else self.words
         stray = message.partition("unrecognized arguments: ")[2].split()
         if stray and not any(word.startswith("-") for word in stray):
             message += "; put a text of several words in quotes"

@@ -26,11 +26,13 @@ class Utterance:
         audio: (N,) int16, 24 kHz.
         phones: names of the phones in order, espeak-ng's mnemonics; `_` and `_:` are pauses.
         starts: (n,) int32, the sample at which each phone begins.
+        words: (w,) int32, the sample at which each word begins.
     """
 
     audio: np.ndarray[Any, np.dtype[np.int16]]
     phones: list[str]
     starts: np.ndarray[Any, np.dtype[np.int32]]
+    words: np.ndarray[Any, np.dtype[np.int32]]
 
 
 class _Identifier(ctypes.Union):
@@ -52,7 +54,8 @@ class _Event(ctypes.Structure):
     )
 
 
-_SYNCHRONOUS, _PHONEME_EVENTS, _UTF8, _RATE, _PHONEME = 2, 1, 1, 1, 7
+_SYNCHRONOUS, _PHONEME_EVENTS, _UTF8, _RATE = 2, 1, 1, 1
+_WORD, _PHONEME = 1, 7  # kinds of events
 _CALLBACK = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
 )
@@ -71,6 +74,7 @@ class Teacher:
             raise OSError("espeak-ng does not start; is its data (espeak-ng-data) installed?")
         self._chunks: list[bytes] = []
         self._events: list[tuple[int, str]] = []
+        self._words: list[int] = []
         self._callback = _CALLBACK(self._collect)  # kept alive here
         self._library.espeak_SetSynthCallback(self._callback)
 
@@ -79,6 +83,8 @@ class Teacher:
             self._chunks.append(ctypes.string_at(samples, 2 * n))
         i = 0
         while events[i].kind:
+            if events[i].kind == _WORD:
+                self._words.append(events[i].sample)
             if events[i].kind == _PHONEME:
                 phone = bytes(events[i].id.phone).split(b"\0")[0].decode()
                 self._events.append((events[i].sample, phone))
@@ -87,7 +93,7 @@ class Teacher:
 
     def say(self, text: str, voice: str, words_per_minute: int) -> Utterance:
         """The utterance of a text; `words_per_minute` is espeak-ng's own measure of speed."""
-        self._chunks.clear(), self._events.clear()
+        self._chunks.clear(), self._events.clear(), self._words.clear()
         if self._library.espeak_SetVoiceByName(voice.encode()):
             raise ValueError(f"espeak-ng has no voice {voice!r}")
         self._library.espeak_SetParameter(_RATE, words_per_minute, 0)
@@ -102,6 +108,7 @@ class Teacher:
             raise ValueError(f"espeak-ng's voices should have 22,050 Hz, got {self._rate_hz}")
         audio = resample_poly(raw, up, down)
         starts = np.array([sample for sample, _ in self._events]) * up // down
+        words = np.array(self._words) * up // down
         phones = [phone for _, phone in self._events]
         while len(phones) > 1 and phones[-1].startswith("_"):  # the pause at the end is ours
             end = starts[-1]
@@ -113,4 +120,5 @@ class Teacher:
             np.clip(audio, -32_767, 32_767).round().astype(np.int16),
             ["_", *phones, "_"],
             starts.astype(np.int32),
+            (words + lead).astype(np.int32),
         )

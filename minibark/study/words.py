@@ -1,0 +1,76 @@
+"""The text as the model reads it: words, their pieces and the slots that those have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ..tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word or mark of the text.
+
+    Attributes:
+        text: as it was read.
+        pieces: its word pieces.
+        ids: theirs, before the text's offset.
+        slot: where in the prompt the first of them is.
+        is_unknown: whether the vocabulary lacks it.
+        n_cut: how many of its last pieces found no slot, and so are not spoken.
+    """
+
+    text: str
+    pieces: tuple[str, ...]
+    ids: tuple[int, ...]
+    slot: int
+    is_unknown: bool
+    n_cut: int
+
+    @property
+    def n_slots(self) -> int:
+        """How many slots it has."""
+        return len(self.ids) - self.n_cut
+
+    @property
+    def is_spoken(self) -> bool:
+        """Whether it has a letter or figure, and a slot."""
+        return self.n_slots > 0 and any(map(str.isalnum, self.text))
+
+
+def words_of_text(text: str, tokenizer: Tokenizer, n_slots: int) -> tuple[Word, ...]:
+    """The words of a text that has been made readable, in a prompt of so many slots."""
+    return tuple(_placed(tokenizer.words(text), tokenizer, n_slots))
+
+
+def words_of_ids(ids: Sequence[int], tokenizer: Tokenizer, n_slots: int) -> tuple[Word, ...]:
+    """The same of ids: a piece that begins with ## goes on with a word. Ids without piece too."""
+    groups: list[list[int]] = []
+    for index in ids:
+        if groups and index < len(tokenizer) and tokenizer.vocab[index].startswith("##"):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    named = [("".join(_piece(i, tokenizer).removeprefix("##") for i in g), g) for g in groups]
+    return tuple(_placed(named, tokenizer, n_slots))
+
+
+def _placed(
+    words: Iterable[tuple[str, Sequence[int]]], tokenizer: Tokenizer, n_slots: int
+) -> Iterator[Word]:
+    unknown, slot = tokenizer.encode("[UNK]"), 0
+    for text, ids in words:
+        yield Word(
+            text,
+            tuple(_piece(index, tokenizer) for index in ids),
+            tuple(ids),
+            slot,
+            list(ids) == unknown and text != "[UNK]",
+            min(len(ids), max(0, slot + len(ids) - n_slots)),
+        )
+        slot += len(ids)
+
+
+def _piece(index: int, tokenizer: Tokenizer) -> str:
+    return tokenizer.vocab[index] if index < len(tokenizer) else f"<{index}>"
