@@ -384,7 +384,7 @@ def test_where_memory_runs_out_fewer_rows_go_on(bark, decoding_by, monkeypatch):
     decoding_by(Cramped)
     batch = ContinuousBatch(bark.pipeline)
     tickets = [batch.add(job.row(), job.options) for job in jobs]
-    with pytest.warns(UserWarning, match=r"memory ran out .*; going on with at most \d rows"):
+    with pytest.warns(UserWarning, match=r"memory ran out .*; going on with \d rows at once"):
         done = finish(batch)
     assert batch.most == 2 and len(done) == 9
     for ticket, voice in zip(tickets, expected, strict=True):

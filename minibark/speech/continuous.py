@@ -18,7 +18,7 @@ import torch
 
 from .. import coarse
 from ..decoding import Decoder, own_stream
-from ..files import reason, warn
+from ..files import warn
 from ..model import GPT
 from ..options import Options
 from ..pipeline import Pipeline, Row
@@ -27,7 +27,7 @@ from ..semantic import END_TEST_STEPS, max_semantic_steps, semantic_prompt
 from ..voice import Voice
 from .batch import MOST_ROWS
 from .steps import CoarseRow, CoarseWindows, SemanticRow, SemanticSteps, least_end_p
-from .ticket import Ticket, is_out_of_memory, key_of
+from .ticket import Ticket, is_out_of_memory, key_of, told_of_memory
 
 
 class ContinuousBatch:
@@ -88,11 +88,11 @@ class ContinuousBatch:
 
     def advance(self) -> list[Ticket]:
         """Do a piece of work, if there is any; the rows that are done, or have failed, with it."""
+        begin = time.perf_counter()
         while self._coming:
             self._tickets.append(self._coming.popleft())
         self._tidy_up()
         stage, key, group = self._next_group()
-        begin = time.perf_counter()
         if group:
             try:
                 self._work(key, group)
@@ -273,10 +273,7 @@ class ContinuousBatch:
         """Begin the stage of rows again: fewer at once if memory ran out, else each by itself."""
         if is_out_of_memory(error) and self.most > 1:
             self.most //= 2
-            warn(
-                f"memory ran out ({reason(error)[:80]}); going on with at most {self.most} rows at "
-                "once"
-            )
+            warn(told_of_memory(error, self.most))
             tickets = self._tickets
             self._steps, self._windows, self._decoders = {}, {}, {}
         elif len(tickets) == 1:

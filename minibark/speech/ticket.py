@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import GenerationConfig
+from ..files import reason
 from ..options import Options
 from ..pipeline import Row
 from ..sampling import OnStep
@@ -71,6 +72,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     kinds = (MemoryError, torch.cuda.OutOfMemoryError)
     is_cpu_s = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     return is_cpu_s or isinstance(error, kinds)
+
+
+def told_of_memory(error: BaseException, most: int) -> str:
+    """What to tell of it where so many rows go on."""
+    rows = "row" if most == 1 else "rows"
+    return f"memory ran out ({reason(error)[:80]}); going on with {most} {rows} at once"
 
 
 def key_of(ticket: Ticket, stage: str) -> Hashable:
