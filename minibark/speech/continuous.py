@@ -5,7 +5,8 @@
 
 Each call of `advance` does one bounded piece of work, as under each stage, for all rows there that
 are sampled alike. Rows join and leave the two token loops between pieces, and leave the moment they
-end. Fine stages come first, since they end a row; the other groups take turns.
+end. Fine stages come first, since they end a row; the other groups take turns, large ones more
+often.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class ContinuousBatch:
         self._steps: dict[Hashable, SemanticSteps] = {}
         self._windows: dict[Hashable, CoarseWindows] = {}
         self._decoders: dict[str, Decoder] = {}
+        self._turn = 0
         self._turns: dict[Hashable, int] = {}  # when each group was last at work
 
     @property
@@ -134,9 +136,12 @@ class ContinuousBatch:
             groups.setdefault(key, []).append(ticket)
         if not groups:
             return "", None, []
-        self._turns = {key: self._turns.get(key, 0) for key in groups}
-        first = min(groups, key=lambda key: self._turns[key])
-        self._turns[first] = max(self._turns.values()) + 1
+        self._turn += 1
+        self._turns = {key: self._turns.get(key, self._turn - 1) for key in groups}
+        # A group of one eighth of the rows gets an eighth of the turns: full batches are cheap, and
+        # rows gather while they wait.
+        first = max(groups, key=lambda key: len(groups[key]) * (self._turn - self._turns[key]))
+        self._turns[first] = self._turn
         return first[0], first[1], groups[first]
 
     def _seated_coarse(self, ready: Sequence[Ticket]) -> list[Ticket]:
