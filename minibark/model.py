@@ -88,10 +88,10 @@ class KVCache:
 
     def keep(self, rows: list[int], n_more: int = 0) -> None:
         """See `Cache`."""
-        before, shape = self.kv, (2, len(rows) + n_more, *self.kv[0].shape[2:])
-        self.kv = [layer.new_empty(shape) for layer in before]
-        for new, old in zip(self.kv, before, strict=True):
-            new[:, : len(rows)] = old[:, rows]
+        n, shape = max(self.lengths, default=0), (len(rows) + n_more, *self.kv[0].shape[2:])
+        for layer, old in enumerate(self.kv):
+            self.kv[layer] = old.new_empty((2, *shape))
+            self.kv[layer][:, : len(rows), :, :n] = old[:, rows, :, :n]
         self.lengths = [self.lengths[row] for row in rows] + [0] * n_more
 
 

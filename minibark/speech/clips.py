@@ -124,7 +124,7 @@ class Maker:
         made again with another seed; not so where the line gives the seed: it gets what `generate`
         makes of it.
         """
-        batch = ContinuousBatch(self._stages.pipeline, self._rows)
+        batch = ContinuousBatch(self._stages.pipeline, self._rows, patience=self._rows)
         waiting, at_work = deque(self._in_order(tasks)), dict[Ticket, _Try]()
         while waiting or at_work:
             while waiting and batch.n_waiting < batch.most:
@@ -149,7 +149,8 @@ class Maker:
     def _in_order(self, tasks: Sequence[Task]) -> list[Task]:
         """Texts with the same options together, those of like length beside each other.
 
-        Else neither short nor long ones come first, so that the time gone tells the time left.
+        Else neither short nor long ones come first, so that the time gone tells the time left; only
+        that the shortest come last, so that no long one is left by itself at the end.
         """
         alike: dict[Options, list[Task]] = {}
         for task in tasks:
@@ -159,9 +160,10 @@ class Maker:
         order: list[Task] = []
         for some in alike.values():
             some.sort(key=lambda task: (task.expected_s, task.line.number))
+            last, some = some[: 2 * self._rows], some[2 * self._rows :]
             groups = [some[i : i + self._rows] for i in range(0, len(some), self._rows)]
             groups.sort(key=lambda group: seed_of(group[0].line.id, 0))
-            order += [task for group in groups for task in group]
+            order += [task for group in (*groups, reversed(last)) for task in group]
         for task in tasks:
             if task.ids is None:
                 order.insert(seed_of(task.line.id, 0) % (len(order) + 1), task)

@@ -46,8 +46,16 @@ class ContinuousBatch:
             row after the other.
     """
 
-    def __init__(self, pipeline: Pipeline, most: int = MOST_ROWS) -> None:
-        self.most = most
+    def __init__(self, pipeline: Pipeline, most: int = MOST_ROWS, patience: int = 1) -> None:
+        """A batch without rows.
+
+        Args:
+            pipeline: what it goes through.
+            most: the first `most`.
+            patience: how many turns a group waits for one of as many rows, and how many times as
+                many for one of more. 1 is for who listens; more fills batches, for who does not.
+        """
+        self.most, self._patience = most, patience
         self._pipeline = pipeline
         self._coming: deque[Ticket] = deque()
         self._tickets: list[Ticket] = []  # in the order in which they came
@@ -138,9 +146,15 @@ class ContinuousBatch:
             return "", None, []
         self._turn += 1
         self._turns = {key: self._turns.get(key, self._turn - 1) for key in groups}
-        # A group of one eighth of the rows gets an eighth of the turns: full batches are cheap, and
-        # rows gather while they wait.
-        first = max(groups, key=lambda key: len(groups[key]) * (self._turn - self._turns[key]))
+        # Full batches are cheap, and rows gather while they wait: a group of an eighth of the rows
+        # gets an eighth of the turns, or less where there is patience.
+        sizes = {key: len(group) for key, group in groups.items()}
+        scores = {key: size * (self._turn - self._turns[key]) for key, size in sizes.items()}
+        least = self._patience * max(sizes.values())
+        due = [key for key in groups if scores[key] >= least]
+        first = max(due, key=scores.__getitem__, default=None) or max(
+            groups, key=lambda key: (sizes[key], scores[key])
+        )
         self._turns[first] = self._turn
         return first[0], first[1], groups[first]
 
