@@ -51,7 +51,7 @@ class ContinuousBatch:
 
         Args:
             pipeline: what it goes through.
-            most: the first `most`.
+            most: rows in each token loop, to begin with.
             patience: how many turns a group waits for one of as many rows, and how many times as
                 many for one of more. 1 is for who listens; more fills batches, for who does not.
         """
