@@ -45,6 +45,9 @@ class Clocked(Decoder):
     def keep(self, rows: list[int]) -> bool:
         return self.decoder.keep(rows)
 
+    def join(self, *args: Any) -> Any:
+        return self.decoder.join(*args)
+
     def prefill(self, *args: Any) -> Any:
         taken_s, logits = timed(lambda: self.decoder.prefill(*args), self.device)
         self.kept["prefill"] += taken_s

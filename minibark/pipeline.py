@@ -83,7 +83,7 @@ class Pipeline:
         self._states = states
         self._modules: dict[str, nn.Module] = {}
         self._decoders: dict[str, Decoder] = {}
-        self._passes: fast.Passes | None = None
+        self._passes: dict[str, fast.Passes] = {}
         self._building = threading.RLock()
         # Where weights are moved or steps recorded there is one user at a time, else any number.
         one_user = offload or choice.records
@@ -93,7 +93,7 @@ class Pipeline:
         """One that runs the same built stages on other decoders; this one stays as it is."""
         other = copy.copy(self)
         other.new_decoder, other.new_passes = new_decoder, new_passes
-        other._decoders, other._passes = {}, None
+        other._decoders, other._passes = {}, {}
         return other
 
     def speak(
@@ -160,8 +160,8 @@ class Pipeline:
     ) -> list[Tensor]:
         """All codes (n_fine_codebooks, T) of each row's coarse ones (K, T)."""
         with self.on_device("fine") as model:
-            if self._passes is None:
-                self._passes = self.new_passes(model, self.choice)
+            passes = self._passes.get("fine") or self.new_passes(model, self.choice)
+            self._passes["fine"] = passes
             fines = generate_fine(
                 model,
                 coarses,
@@ -170,7 +170,7 @@ class Pipeline:
                 options.fine_sampling,
                 generators,
                 on_step=on_step,
-                forward=self._passes,
+                forward=passes,
             )
         return [fine.clone() for fine in fines]
 
@@ -222,8 +222,7 @@ class Pipeline:
 
     def _forget_recordings(self, stage: str) -> None:
         self._decoders.pop(stage, None)
-        if stage == "fine":
-            self._passes = None
+        self._passes.pop(stage, None)
 
     def windowed(self, options: Options) -> GenerationConfig:
         """The constants with the coarse windows that were asked for; ValueError: too long ones."""

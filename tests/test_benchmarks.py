@@ -195,20 +195,21 @@ def test_batch_speaks_rows_together() -> None:
 
 
 def test_bulk_times_whole_jobs() -> None:
-    options = ("--texts", 5, "--longest-s", 0.1, "--warmup", 0, "--rows", 1, 3)
+    options = ("--texts", 5, "--longest-s", 0.1, "--warmup", 0, "--rows", 3)
     document = closing_json(run("bench_bulk.py", *RANDOM, *options))
-    one, three = document["results"]
-    assert (one["rows"], three["rows"]) == (1, 3)
-    assert one["clips"] == three["clips"] == 5
+    one, closed, joined = document["results"]
+    ways = [(result["rows"], result["how"]) for result in document["results"]]
+    assert ways == [(1, "alone"), (3, "closed"), (3, "joined")]
+    assert one["clips"] == closed["clips"] == joined["clips"] == 5
     assert 5 * 0.09 < one["audio_s"] < 5 * 0.13
-    assert one["audio_s"] == three["audio_s"]
-    for result in (one, three):
+    assert one["audio_s"] == joined["audio_s"] == pytest.approx(closed["audio_s"])
+    for result in (one, closed, joined):
         assert_spread(result["seconds"])
         seconds = result["seconds"]["median"]
         assert result["clips_per_s"] == pytest.approx(5 / seconds)
         assert result["rtf"] == pytest.approx(seconds / result["audio_s"])
-    faster = one["seconds"]["median"] / three["seconds"]["median"]
-    assert three["times_faster"] == pytest.approx(faster)
+    faster = one["seconds"]["median"] / joined["seconds"]["median"]
+    assert joined["times_faster"] == pytest.approx(faster)
 
 
 def test_decode_times_steps_and_passes_against_limits() -> None:

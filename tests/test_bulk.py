@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import minibark
 from minibark.audio import encode_audio
 from minibark.commands.main import main
+from minibark.decoding import CachedDecoder
 from minibark.speech.bulk import ChangedError, Job, run
 from minibark.speech.folder import FolderError
 from minibark.speech.manifest import (
@@ -114,7 +115,8 @@ def test_each_clip_is_what_it_is_alone(bark, tmp_path, suffix):
     assert made["same"]["seed"] == made["short"]["seed"] == 1
     assert made["mine"]["first_seed"] != made["yours"]["first_seed"]
     assert summary.audio_s == pytest.approx(sum(r["seconds"] for r in made.values()), abs=0.01)
-    assert sum(r["wall_s"] for r in made.values()) == pytest.approx(summary.wall_s, rel=0.2)
+    # The rest is what it takes to write them.
+    assert 0.5 * summary.wall_s < sum(r["wall_s"] for r in made.values()) < summary.wall_s + 0.01
 
 
 def test_a_trained_model_reads_its_manifest(tmp_path):
@@ -182,6 +184,58 @@ def test_one_piece_cuts_a_long_text_and_says_so(bark, tmp_path):
     assert (tmp_path / "out" / "long.wav").read_bytes() == expected
     n = len(bark.tokenizer.encode(LONG))
     assert record["warnings"] == [f"{n - 32} of the {n} tokens of the text are cut off"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_clip_that_ends_makes_room_for_the_next(bark, tmp_path, monkeypatch):
+    lines = {f"c{i}": {"text": "hut " * (1 + i % 5), "seed": i} for i in range(12)}
+    run(bark, write(tmp_path / "m", lines), tmp_path / "alone", rows=1)
+    n_rows, joined = [], []
+
+    class Counting(CachedDecoder):
+        def join(self, prompts, ids):
+            joined.extend(prompts)
+            return super().join(prompts, ids)
+
+        def prefill(self, prompts, ids):
+            logits = super().prefill(prompts, ids)
+            del joined[len(joined) - len(prompts) :]
+            return logits
+
+        def decode_one(self, tokens, ids):
+            n_rows.append(len(tokens))
+            return super().decode_one(tokens, ids)
+
+    monkeypatch.setattr(bark.pipeline, "new_decoder", lambda model, n, _: Counting(model, n))
+    summary = run(bark, tmp_path / "m", tmp_path / "joined", rows=3)
+    assert summary.n_made == 12 and max(n_rows) == 3 and len(joined) >= 10
+    for path in (tmp_path / "alone").glob("*.wav"):
+        assert path.read_bytes() == (tmp_path / "joined" / path.name).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:the text had not ended:UserWarning")
+def test_where_memory_runs_out_fewer_clips_go_together(bark, tmp_path, monkeypatch):
+    lines = {f"c{i}": {"text": "hut " * (1 + i % 3), "seed": i} for i in range(6)}
+    run(bark, write(tmp_path / "m", lines), tmp_path / "whole", rows=1)
+
+    class Cramped(CachedDecoder):
+        most = 2
+
+        def decode_one(self, tokens, ids):
+            if len(tokens) > self.most:
+                torch.empty(1 << 58)
+            return super().decode_one(tokens, ids)
+
+    monkeypatch.setattr(bark.pipeline, "new_decoder", lambda model, n, _: Cramped(model, n))
+    with pytest.warns(UserWarning, match="memory ran out .* going on with 2 rows at once"):
+        assert run(bark, tmp_path / "m", tmp_path / "out", rows=4).n_made == 6
+    for path in (tmp_path / "whole").glob("*.wav"):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+    monkeypatch.setattr(Cramped, "most", 0)
+    with pytest.warns(UserWarning, match="going on with 1 row at once"):
+        summary = run(bark, tmp_path / "m", tmp_path / "none", rows=2)
+    assert (summary.n_made, summary.n_bad) == (0, 6)
+    assert all("memory" in one["reason"] for one in errors(tmp_path / "none"))
 
 
 # ---- what is done, and what would be otherwise
@@ -535,10 +589,11 @@ def test_ctrl_c_tells_how_far_it_came(nursery, model, tmp_path):
     shown = (tmp_path / "told").read_text()
     n_made = len(killed_jobs.clips(out))
     assert nursery.status == 1 and 1 <= n_made < 400
-    made = "1 clip" if n_made == 1 else f"{n_made} clips"
-    assert shown.splitlines()[-1] == (
-        f"minibark: interrupted; {made} made and kept, the same command goes on"
+    told = re.fullmatch(
+        r"minibark: interrupted; (\d+) clips? made and kept, the same command goes on",
+        shown.splitlines()[-1],
     )
+    assert told and int(told[1]) in (n_made - 1, n_made)  # the last may not be counted yet
     assert re.search(r"\d/400 \[\d\d:\d\d<.*clips/s", shown) and "Traceback" not in shown
 
 

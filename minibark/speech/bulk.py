@@ -1,9 +1,9 @@
 """Many clips, safely: a manifest of texts to a folder of sounds and records.
 
-    manifest -> lines, checked -> those not done, in groups of like length -> pipeline -> ID.wav
-                                                                                    -> ID.json
+    manifest -> lines, checked -> those not done, rows that join as others end -> pipeline -> ID.wav
+                                                                                        -> ID.json
 
-What a clip is depends on its line, the options and the model alone: not on the group it is in, nor
+What a clip is depends on its line, the options and the model alone: not on the rows beside it, nor
 on which run of the job makes it.
 """
 
@@ -102,7 +102,7 @@ class Job:
             audio_format: wav, flac, ogg, opus or mp3.
             model: what records call the model; None is the name of the checkpoint.
             shard: (i, n), to do only the lines that fall to machine i of n, from 1.
-            rows: how many clips go through the model together.
+            rows: how many clips go through a stage together.
             one_piece: cut a long text off, as suno/bark does.
             again: make clips again that are done but would be others now, and let clips be that
                 the manifest does not name.
@@ -163,15 +163,14 @@ class Job:
             OSError: the folder cannot be written any more; what is done is kept.
         """
         begin = time.perf_counter()
-        for group in self._maker.groups(self._tasks):
-            for made in self._maker.make(group, on_step):
-                if isinstance(made, BadLine):
-                    self.bad.append(made)
-                    self._folder.add_error(made)
-                else:
-                    self._folder.add(made.record, made.sound)
-                self._count(made, time.perf_counter() - begin)
-                yield made if isinstance(made, BadLine) else made.record
+        for made in self._maker.make(self._tasks, on_step):
+            if isinstance(made, BadLine):
+                self.bad.append(made)
+                self._folder.add_error(made)
+            else:
+                self._folder.add(made.record, made.sound)
+            self._count(made, time.perf_counter() - begin)
+            yield made if isinstance(made, BadLine) else made.record
 
     def _count(self, made: Clip | BadLine, wall_s: float) -> None:
         so_far = dataclasses.replace(self.summary, n_bad=len(self.bad), wall_s=wall_s)

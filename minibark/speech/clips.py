@@ -1,4 +1,4 @@
-"""Clips with records: texts of one piece in groups of like length, longer ones by themselves."""
+"""Clips with records: texts of one piece as rows of one batch, longer ones by themselves."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import dataclasses
 import hashlib
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from .._version import __version__
 from ..audio import encode_audio
-from ..files import reason
+from ..files import reason, warn
 from ..options import Options
 from ..pipeline import Audio, Row
 from ..sampling import OnStep
@@ -24,11 +25,13 @@ from ..stages import Stages
 from ..text import readable
 from ..voice import PARTS, Voice
 from .batch import MOST_ROWS
+from .continuous import ContinuousBatch
 from .faults import fault_of
 from .manifest import BadLine, Line, seed_of
-from .pieces import cut, is_one
+from .pieces import Spoken, cut, is_one
 from .reading import Reading
 from .split import CHARACTERS_PER_S, MissingExtraError, spoken_length
+from .ticket import Ticket, is_out_of_memory, told_of_memory
 
 _NO_AUDIO = "no audio came of it: another seed, a higher min_eos_p or another wording may help"
 
@@ -71,13 +74,24 @@ class Clip:
     seconds: float
 
 
+@dataclass(eq=False)
+class _Try:
+    """A clip that is being made: the newest seed, and the best until now."""
+
+    task: Task
+    n_tries: int = 0
+    seed: int = 0
+    best: tuple[Audio, int, str] = field(default=(np.zeros(0, np.float32), 0, ""))
+    spent_s: float = 0.0
+
+
 class Maker:
     """Makes clips with one Bark."""
 
     def __init__(
         self, stages: Stages, suffix: str, rows: int = MOST_ROWS, one_piece: bool = False
     ) -> None:
-        """`suffix` as for `encode_audio`; `rows` go together; `one_piece` cuts long texts off."""
+        """`suffix` and `rows` are as for `encode_audio` and `ContinuousBatch`; `one_piece` cuts."""
         self._stages, self._suffix, self._rows = stages, suffix, rows
         self._one_piece = one_piece
 
@@ -101,97 +115,123 @@ class Maker:
         pieces = cut(text, stages.tokenizer, limit, line.plan)
         return Task(line, record, voice, ids if is_one(pieces) else None, expected_s, False, notes)
 
-    def groups(self, tasks: Sequence[Task]) -> list[list[Task]]:
-        """What is made together: texts of like length, with the same options but for the seed."""
-        groups = [[task] for task in tasks if task.ids is None]
-        together: dict[Options, list[Task]] = {}
+    def make(
+        self, tasks: Sequence[Task], on_step: OnStep | None = None
+    ) -> Iterator[Clip | BadLine]:
+        """The clip of each task as soon as it is made, in an order of its own.
+
+        Texts of one piece are rows of one batch: where one ends, the next joins. What goes wrong is
+        made again with another seed; not so where the line gives the seed: it gets what `generate`
+        makes of it.
+        """
+        batch = ContinuousBatch(self._stages.pipeline, self._rows, patience=self._rows)
+        waiting, at_work = deque(self._in_order(tasks)), dict[Ticket, _Try]()
+        while waiting or at_work:
+            while waiting and batch.n_waiting < batch.most:
+                task = waiting.popleft()
+                with self._failing(task) as failed:
+                    if task.ids is None:
+                        yield self._in_pieces(task, on_step)
+                    else:
+                        self._begin(_Try(task), batch, at_work, on_step)
+                yield from failed
+            for ticket in batch.advance():
+                one = at_work.pop(ticket)
+                with self._failing(one.task) as failed:
+                    if self._is_good(one, ticket):
+                        audio, seed, wrong = one.best
+                        how = one.spent_s, seed, one.n_tries, wrong
+                        yield self._made(one.task, audio, *how)
+                    else:
+                        self._begin(one, batch, at_work, on_step)
+                yield from failed
+
+    def _in_order(self, tasks: Sequence[Task]) -> list[Task]:
+        """Texts with the same options together, those of like length beside each other.
+
+        Else neither short nor long ones come first, so that the time gone tells the time left; only
+        that the shortest come last, so that no long one is left by itself at the end.
+        """
+        alike: dict[Options, list[Task]] = {}
         for task in tasks:
             if task.ids is not None:
                 options = dataclasses.replace(task.line.options, seed=None)
-                together.setdefault(options, []).append(task)
-        for alike in together.values():
-            alike.sort(key=lambda task: (task.expected_s, task.line.number))
-            groups += [alike[i : i + self._rows] for i in range(0, len(alike), self._rows)]
-        # Neither short nor long ones first, so that the time gone tells the time left.
-        return sorted(groups, key=lambda group: seed_of(group[0].line.id, 0))
+                alike.setdefault(options, []).append(task)
+        order: list[Task] = []
+        for some in alike.values():
+            some.sort(key=lambda task: (task.expected_s, task.line.number))
+            last, some = some[: 2 * self._rows], some[2 * self._rows :]
+            groups = [some[i : i + self._rows] for i in range(0, len(some), self._rows)]
+            groups.sort(key=lambda group: seed_of(group[0].line.id, 0))
+            order += [task for group in (*groups, reversed(last)) for task in group]
+        for task in tasks:
+            if task.ids is None:
+                order.insert(seed_of(task.line.id, 0) % (len(order) + 1), task)
+        return order
 
-    def make(
-        self, group: Sequence[Task], on_step: OnStep | None = None
-    ) -> Iterator[Clip | BadLine]:
-        """The clips of a group of `groups`; where it fails, what is left is made one by one."""
-        as_planned = self._in_pieces if group[0].ids is None else self._as_rows
-        left = {task.line.number: task for task in group}
+    def _begin(
+        self,
+        one: _Try,
+        batch: ContinuousBatch,
+        at_work: dict[Ticket, _Try],
+        on_step: OnStep | None,
+    ) -> None:
+        line = one.task.line
+        one.seed, one.n_tries = _seed(line, one.n_tries), one.n_tries + 1
+        stream = torch.Generator(self._stages.device).manual_seed(one.seed)
+        row = Row(torch.tensor(one.task.ids), one.task.voice, stream)
+        at_work[batch.add(row, line.options, on_step)] = one
+
+    def _is_good(self, one: _Try, ticket: Ticket) -> bool:
+        """Whether a row that is done is to be kept; else it is to be made again."""
+        if ticket.error:
+            raise ticket.error
+        assert ticket.voice is not None
+        begin, task, options = time.perf_counter(), one.task, ticket.options
+        audio = self._stages.pipeline.decode(ticket.voice.fine)
+        config = self._stages.config
+        wrong = fault_of(ticket.voice, audio, task.expected_s, config, options, task.is_cut)
+        if one.n_tries == 1 or not wrong or not len(one.best[0]):
+            one.best = audio, one.seed, wrong
+        one.spent_s += ticket.spent_s + time.perf_counter() - begin
+        return not wrong or task.line.has_seed or one.n_tries > task.line.plan.retries
+
+    @contextlib.contextmanager
+    def _failing(self, task: Task) -> Iterator[list[BadLine]]:
+        """What goes wrong with one clip ends that one; the list has it then."""
+        failed: list[BadLine] = []
         try:
-            for task, made in as_planned(group, on_step):
-                del left[task.line.number]
-                yield made
-        except (ValueError, FloatingPointError, MissingExtraError) as error:
-            for task in left.values():
-                if len(group) == 1:
-                    yield BadLine(task.line.number, task.line.id, reason(error))
-                else:
-                    yield from self.make([task], on_step)
+            yield failed
+        except Exception as error:
+            kinds = (ValueError, FloatingPointError, MissingExtraError)
+            if not isinstance(error, kinds) and not is_out_of_memory(error):
+                raise
+            failed.append(BadLine(task.line.number, task.line.id, reason(error)))
 
-    def _as_rows(
-        self, group: Sequence[Task], on_step: OnStep | None
-    ) -> Iterator[tuple[Task, Clip | BadLine]]:
-        """Texts of one piece, together; what goes wrong is made again with another seed.
-
-        Not so where the line gives the seed: it gets what `generate` makes of it.
-        """
-        pipeline, options = self._stages.pipeline, group[0].line.options
-        best: dict[int, tuple[Audio, int, str]] = {}
-        spent_s = {task.line.number: 0.0 for task in group}
-        wanting, attempt = list(group), 0
-        while wanting:
-            begin = time.perf_counter()
-            seeds = [_seed(task.line, attempt) for task in wanting]
-            rows = [self._row(task, seed) for task, seed in zip(wanting, seeds, strict=True)]
-            voices = pipeline.speak(rows, options, on_step)
-            share_s = (time.perf_counter() - begin) / len(wanting)
-            failed = []
-            for task, seed, voice in zip(wanting, seeds, voices, strict=True):
-                begin, number = time.perf_counter(), task.line.number
-                audio = pipeline.decode(voice.fine)
-                wrong = fault_of(
-                    voice, audio, task.expected_s, self._stages.config, options, task.is_cut
-                )
-                if number not in best or not wrong or not len(best[number][0]):
-                    best[number] = audio, seed, wrong
-                spent_s[number] += share_s + time.perf_counter() - begin
-                if wrong and not task.line.has_seed and attempt < task.line.plan.retries:
-                    failed.append(task)
-                    continue
-                audio, seed, wrong = best.pop(number)
-                yield (
-                    task,
-                    self._made(task, audio, spent_s[number], seed, attempt + 1, wrong),
-                )
-            wanting, attempt = failed, attempt + 1
-
-    def _row(self, task: Task, seed: int) -> Row:
-        stream = torch.Generator(self._stages.device).manual_seed(seed)
-        return Row(torch.tensor(task.ids), task.voice, stream)
-
-    def _in_pieces(
-        self, group: Sequence[Task], on_step: OnStep | None
-    ) -> Iterator[tuple[Task, Clip | BadLine]]:
+    def _in_pieces(self, task: Task, on_step: OnStep | None) -> Clip | BadLine:
         """One text of several pieces, as `generate_long` says it."""
-        (task,) = group
         begin = time.perf_counter()
         with _noting([]):  # `task.notes` has those of the text, the record those of the sound
             reading = Reading(self._stages, task.line.options, task.line.plan)
             reading.text(task.line.text, task.voice)
-            said = list(reading.pieces(on_step, self._rows))
+            said = self._said(reading, on_step)
         wrong = "; ".join(f"piece {i} {one.fault}" for i, one in enumerate(said, 1) if one.fault)
         parts = [reading.with_silences(*one) for one in enumerate(said)]
         is_empty = not any(len(one.audio) for one in said)
         audio = np.zeros(0, np.float32) if is_empty else np.concatenate(parts)
         spent_s, tries = time.perf_counter() - begin, max(one.tries for one in said)
-        yield (
-            task,
-            self._made(task, audio, spent_s, _seed(task.line, 0), tries, wrong, len(said)),
-        )
+        return self._made(task, audio, spent_s, _seed(task.line, 0), tries, wrong, len(said))
+
+    def _said(self, reading: Reading, on_step: OnStep | None) -> list[Spoken]:
+        """All pieces; fewer at once if memory runs out."""
+        while True:
+            try:
+                return list(reading.pieces(on_step, self._rows))
+            except Exception as error:
+                if self._rows == 1 or not is_out_of_memory(error):
+                    raise
+                self._rows //= 2
+                warn(told_of_memory(error, self._rows))
 
     def _made(
         self,
