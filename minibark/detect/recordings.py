@@ -52,13 +52,17 @@ def windows(audio: np.ndarray[Any, Any], sample_rate: int) -> Iterator[Tensor]:
         yield window(audio[start : start + size], sample_rate)
 
 
-def window(audio: np.ndarray[Any, Any], sample_rate: int) -> Tensor:
-    """Audio (N,) or (N, channels) as (n,) float32 at 16_000 Hz; of several channels their mean."""
+def window(audio: np.ndarray[Any, Any], sample_rate: int, new_rate: int = SAMPLE_RATE) -> Tensor:
+    """Audio (N,) or (N, channels) as (n,) float32 at another rate; of several channels their mean.
+
+    Raises:
+        AudioError: it holds NaN or infinity.
+    """
     mono = audio if audio.ndim == 1 else audio.mean(1)
     if not np.isfinite(mono).all():
         raise AudioError("the audio holds NaN or infinity")
     samples = torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
-    return resample(samples, sample_rate, SAMPLE_RATE)
+    return resample(samples, sample_rate, new_rate)
 
 
 @contextlib.contextmanager
