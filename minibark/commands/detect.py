@@ -110,8 +110,8 @@ def _judge(args: argparse.Namespace, detector: Detector) -> None:
             if len(args.files) == 1:
                 raise
             n_failed += 1
-            named = isinstance(error, OSError) and error.filename is not None
-            tell(f"{shown(file)}: {error.strerror}" if named else str(error))
+            words = error.strerror if isinstance(error, OSError) else None
+            tell(f"{shown(file)}: {words}" if words else str(error))
             continue
         show(_document(file, found) if args.json else _line(file, found))
     if n_failed:

@@ -23,14 +23,15 @@ Made by `minibark detect --fit`, used by `minibark detect FILE --classifier {fil
 
 ## How well it parts them
 
-Each recording was judged by a classifier that had seen neither it nor its codec copy ({n_folds} folds).
+Each recording was judged by a classifier that had seen neither it nor its codec copy, one of
+{n_folds} (cross-validation).
 
 | Bark against | recordings | AP | EER | taken for Bark at 0.5 |
 |---|---|---|---|---|
 {rows}
 
-Of {n_bark} recordings of Bark, {n_missed} got less than 0.5. AP: average precision, 1 is best. EER: equal error
-rate, 0 is best and 0.5 is chance. These figures are of recordings like those that it was fitted to.
+Of {n_bark} recordings of Bark, {n_missed} got less than 0.5. AP: average precision, 1 is best. EER:
+equal error rate, 0 is best and 0.5 is chance. Recordings unlike these give other figures.
 
 ## What it cannot tell
 
@@ -40,9 +41,9 @@ rate, 0 is best and 0.5 is chance. These figures are of recordings like those th
   other synthetic speech, in either direction.
 {warning}"""
 
-_NO_COPIES = """- **It was fitted without codec copies.** Bark's sound comes out of EnCodec's decoder. A classifier
-  that was shown no other sound out of it learns the codec, and takes every voice sent through it
-  for fake. Fit again with `--codec-copies`.
+_NO_COPIES = """- **It was fitted without codec copies.** What Bark says comes out of a codec.
+  A classifier that was shown no other sound out of it learns the codec, and takes every voice sent
+  through it for fake. Fit again with `--codec-copies`.
 """
 
 

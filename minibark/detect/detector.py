@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import CheckpointError
 from .classifier import Classifier
 from .hubert import Hubert
 from .pretrained import HUBERT, fingerprint, open_hubert
@@ -161,7 +162,7 @@ def features_of(hubert: Hubert, pieces: Iterable[Tensor]) -> Iterator[_Array]:
     """The features of each window: its frames' mean, (C,) float32. Windows under 25 ms have none.
 
     Raises:
-        AudioError: numbers so large that the features are not finite.
+        CheckpointError: the weights are such that features are not finite.
     """
     device = next(hubert.parameters()).device
     for audio in pieces:
@@ -170,7 +171,7 @@ def features_of(hubert: Hubert, pieces: Iterable[Tensor]) -> Iterator[_Array]:
         with torch.inference_mode():
             mean: _Array = hubert(audio[None].to(device))[0].mean(0).cpu().numpy()
         if not np.isfinite(mean).all():
-            raise AudioError("the samples are far outside [-1, 1]: nothing can be said of them")
+            raise CheckpointError("the HuBERT gives features that are not finite numbers")
         yield mean
 
 

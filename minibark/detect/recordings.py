@@ -22,6 +22,7 @@ WINDOW_S = 10
 RATES = (1_000, 384_000)  # Hz
 _MAX_CHANNELS = 64
 _MAX_PIPED_BYTES = 1 << 30
+_LOUDEST = 1e6  # far beyond, squares of samples overflow
 
 Place = str | os.PathLike[str] | BinaryIO
 
@@ -56,11 +57,11 @@ def window(audio: np.ndarray[Any, Any], sample_rate: int, new_rate: int = SAMPLE
     """Audio (N,) or (N, channels) as (n,) float32 at another rate; of several channels their mean.
 
     Raises:
-        AudioError: it holds NaN or infinity.
+        AudioError: it holds NaN or infinity, or numbers so large that they mean nothing.
     """
     mono = audio if audio.ndim == 1 else audio.mean(1)
-    if not np.isfinite(mono).all():
-        raise AudioError("the audio holds NaN or infinity")
+    if not (np.abs(mono) < _LOUDEST).all():  # NaN is not less than anything
+        raise AudioError("the audio holds NaN or infinity, or samples far outside [-1, 1]")
     samples = torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
     return resample(samples, sample_rate, new_rate)
 
