@@ -35,6 +35,7 @@ _NAMES = frozenset(
 )
 _TEXTS = {b"\x8c": "<B", b"\x8d": "<Q"}
 _BINARY = {b"C": "<B", b"B": "<I", b"\x8e": "<Q", b"\x96": "<Q"}
+_COMPRESSED = (b"x", b"\x1f\x8b", b"BZ", b"\xfd7zXZ", b"]\0\0", b"PK")  # as joblib writes it too
 _LARGEST = 1 << 16  # features, far above every HuBERT's
 
 
@@ -165,7 +166,7 @@ def import_classifier(path: Path) -> Classifier:
     with naming(path):
         if len(code) > MAX_PROGRAM_BYTES:
             raise ValueError(f"larger than {MAX_PROGRAM_BYTES >> 20} MiB, as no such classifier is")
-        if code[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"PK") or code[:1] == b"x":
+        if code.startswith(_COMPRESSED):
             raise ValueError("it is compressed; write it anew with pickle.dump")
         found = _SklearnMachine(code).run()
         if not isinstance(found, _Object):
