@@ -49,7 +49,7 @@ def test_the_regression_is_scikit_learn_s(n, width, strength):
     assert fit(x, y, strength)[0].tobytes() == weight.tobytes()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=2, max_size=30).filter(
         lambda pairs: len({flag for _, flag in pairs}) == 2
