@@ -14,13 +14,14 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-def fit(features: Floats, is_bark: Flags, strength: float = 1.0) -> tuple[Floats, Floats]:
+def fit(features: Floats, is_bark: Flags, strength: float) -> tuple[Floats, Floats]:
     """Weight (1, C) and bias (1,) of the logistic regression with the least L2-penalised loss.
 
     Features are brought to mean 0 and deviation 1 first, and the two steps made one. What is least
-    is the sum of the examples' log losses plus half of `strength` times the squared weights, the
-    bias not among them: scikit-learn's with C = 1 / strength. By Newton's method in float64, which
-    draws nothing.
+    is the mean of the examples' log losses plus half of `strength` times the squared weights, the
+    bias not among them. Both classes weigh the same, however many examples each has: codec copies
+    would else make Bark rarer. That is scikit-learn's with C = 1 / (n strength) and class_weight=
+    "balanced". By Newton's method in float64, which draws nothing.
 
     Args:
         features: (n, C).
@@ -32,6 +33,8 @@ def fit(features: Floats, is_bark: Flags, strength: float = 1.0) -> tuple[Floats
     x = torch.from_numpy((features - mean) / deviation)
     x = torch.cat((x, x.new_ones(len(x), 1)), 1)  # the last column is the bias's
     y = torch.from_numpy(is_bark).double()
+    counts = torch.stack((len(y) - y.sum(), y.sum()))
+    share = (0.5 / counts)[y.long()]  # what each example weighs, 1 together
     penalty = torch.full((x.shape[1],), strength, dtype=torch.float64)
     penalty[-1] = 0
     w = x.new_zeros(x.shape[1])
@@ -39,13 +42,13 @@ def fit(features: Floats, is_bark: Flags, strength: float = 1.0) -> tuple[Floats
     def loss(w: Tensor) -> float:
         scores = x @ w
         losses = torch.nn.functional.softplus(scores) - y * scores
-        return float(losses.sum() + (penalty * w * w).sum() / 2)
+        return float(share @ losses + (penalty * w * w).sum() / 2)
 
     now = loss(w)
     for _ in range(_MAX_STEPS):
         p = torch.sigmoid(x @ w)
-        slope = x.T @ (p - y) + penalty * w
-        curve = (x.T * (p * (1 - p))) @ x + torch.diag(penalty + 1e-12)
+        slope = x.T @ (share * (p - y)) + penalty * w
+        curve = (x.T * (share * p * (1 - p))) @ x + torch.diag(penalty + 1e-12)
         step = torch.linalg.solve(curve, slope)
         size = 1.0
         while (new := loss(w - size * step)) > now and size > 1e-10:
