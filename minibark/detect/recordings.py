@@ -107,7 +107,8 @@ def read(file: BinaryIO) -> Iterator[tuple[np.ndarray[Any, np.dtype[np.float32]]
                 n_read += len(audio)
                 yield audio, sound.samplerate
     except (soundfile.LibsndfileError, TypeError) as error:  # the latter for headerless `.raw`
-        raise AudioError(f"damaged, or no audio that can be read ({reason(error)})") from error
+        why = getattr(error, "error_string", None) or reason(error)
+        raise AudioError(f"damaged, or no audio that can be read ({why})") from error
     if not n_read:
         raise AudioError("it holds no sound")
 

@@ -236,7 +236,9 @@ class Codec(nn.Module):
         """Take decoder and codebooks from a checkpoint; it has no encoder."""
         state = open_checkpoint(checkpoint).parameters("codec", torch.float32)
         books = state.pop("codebooks")
-        self.decoder.load_state_dict({name.removeprefix("decoder."): x for name, x in state.items()})
+        self.decoder.load_state_dict(
+            {name.removeprefix("decoder."): x for name, x in state.items()}
+        )
         self.quantizer.books.copy_(books)
         self.quantizer.sums.copy_(books)
         self.quantizer.counts.fill_(1.0)
