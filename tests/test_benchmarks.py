@@ -65,10 +65,10 @@ def voice(tmp_path: Path) -> Path:
     return path
 
 
-def test_there_are_at_most_twelve_files() -> None:
+def test_there_are_at_most_fourteen_files() -> None:
     files = list(BENCHMARKS.glob("*.py"))
-    assert len(files) <= 12
-    assert sum(len(path.read_text().splitlines()) for path in files) <= 3180
+    assert len(files) <= 14
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 3500
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -310,6 +310,15 @@ def test_kernels_without_triton_say_how_to_install_it() -> None:
     assert done.stderr == (
         "bench_kernels: triton is not installed; pip install 'minibark[gpu]' (Linux)\n"
     )
+
+
+def test_detect_compares_features_and_times_every_side() -> None:
+    options = ("--small", "--seconds", 1, "--repeats", 2, "--warmup", 0, "--threads", 1)
+    document = closing_json(run("bench_detect.py", *options))
+    assert_card(document["card"])
+    assert list(document["results"]) == ["minibark", "transformers", "transformers-6"]
+    for values in document["results"].values():
+        assert_spread(values)
 
 
 def test_report_runs_its_parts_and_goes_on_after_one_that_fails(tmp_path: Path) -> None:

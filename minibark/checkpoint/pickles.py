@@ -8,7 +8,8 @@ copies what is there, so the number of opcodes bounds what a program takes.
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -48,7 +49,7 @@ _NUMPY = {
 _NAMES = {*_STORAGES, _DICT, _TENSOR, *_PARAMETERS, _ENCODE, *_NUMPY}
 
 
-class _Name(str):
+class Name(str):
     """The name of a class or function that a program asked for."""
 
 
@@ -86,9 +87,18 @@ class Machine:
     """One program, run over None, bool, int, float, str, tuple, list, dict and the types above.
 
     Attributes:
+        names: of classes and functions, those that a program may ask for.
+        protocols: of pickles, those that are read.
+        writer: what is known to write such programs.
+        holds: what is in them.
         at: the next byte of the code; after `run`, where the program ended.
         storages: those that the program named, by key.
     """
+
+    names: ClassVar[Collection[str]] = _NAMES
+    protocols: ClassVar[Collection[int]] = (2,)
+    writer: ClassVar[str] = "torch"
+    holds: ClassVar[str] = "plain tensors and values"
 
     def __init__(self, code: bytes) -> None:
         self.code, self.at = code, 0
@@ -105,7 +115,7 @@ class Machine:
         """
         try:
             for _ in range(_MAX_OPCODES):
-                opcode = self._take(1)
+                opcode = self.take(1)
                 if opcode == b".":
                     if len(self.stack) != 1:
                         raise TypeError
@@ -115,40 +125,57 @@ class Machine:
                 elif opcode in _EMPTY:
                     self.stack.append(_EMPTY[opcode]())
                 elif opcode in _NUMBERS:
-                    self.stack.append(self._number(_NUMBERS[opcode]))
+                    self.stack.append(self.number(_NUMBERS[opcode]))
                 elif opcode in _GET:
-                    self.stack.append(self.memo[self._number(_GET[opcode])])
+                    self.stack.append(self.memo[self.number(_GET[opcode])])
                 elif opcode in _PUT:
-                    self.memo[self._number(_PUT[opcode])] = self.stack[-1]
+                    self.memo[self.number(_PUT[opcode])] = self.stack[-1]
                 else:
-                    self._step(opcode)
+                    self.step(opcode)
             raise ValueError(f"its pickle program has over {_MAX_OPCODES:,} opcodes")
         except UnicodeError as error:
             raise ValueError("a text in its pickle program is not UTF-8") from error
         except (LookupError, TypeError) as error:
             raise ValueError(f"its pickle program is wrong before byte {self.at}") from error
 
-    def _step(self, opcode: bytes) -> None:
+    def called(self, name: object, args: object) -> Any:
+        """What stands for the value that a function of this name would return."""
+        return _called(name, args)
+
+    def built(self, target: Any, state: Any) -> None:
+        """Let a value have the attributes that a program gives it; `_metadata` is dropped."""
+        if type(target) not in (dict, _Inert):
+            raise TypeError
+
+    def named(self, module: str, name: str) -> Name:
+        """The name of a class or function, if a program may ask for it."""
+        found = Name(f"{module}.{name}")
+        if found not in self.names:
+            raise ValueError(f"it holds more than {self.holds}, which is refused: {shown(found)}")
+        return found
+
+    def step(self, opcode: bytes) -> None:
+        """Do what one of the rarer opcodes says."""
         stack = self.stack
         match opcode:
             case b"X":
-                stack.append(self._take(self._number("<I")).decode("utf-8"))
+                stack.append(self.take(self.number("<I")).decode("utf-8"))
             case b"U":
-                stack.append(self._take(self._number("<B")).decode("utf-8"))
+                stack.append(self.take(self.number("<B")).decode("utf-8"))
             case b"\x8a":
-                number = self._take(self._number("<B"))
+                number = self.take(self.number("<B"))
                 stack.append(int.from_bytes(number, "little", signed=True))
             case b"(":
                 self.marks.append(len(stack))
             case b"t":
-                stack.append(tuple(self._pop_from(self.marks.pop())))
+                stack.append(tuple(self.pop_from(self.marks.pop())))
             case b"\x85" | b"\x86" | b"\x87":
-                stack.append(tuple(self._pop_from(len(stack) - (opcode[0] - 0x84))))
+                stack.append(tuple(self.pop_from(len(stack) - (opcode[0] - 0x84))))
             case b"a" | b"e":
-                items = self._pop_from(len(stack) - 1 if opcode == b"a" else self.marks.pop())
-                self._target(list).extend(items)
+                items = self.pop_from(len(stack) - 1 if opcode == b"a" else self.marks.pop())
+                self.target(list).extend(items)
             case b"s" | b"u":
-                items = self._pop_from(len(stack) - 2 if opcode == b"s" else self.marks.pop())
+                items = self.pop_from(len(stack) - 2 if opcode == b"s" else self.marks.pop())
                 if len(items) % 2:
                     raise TypeError
                 for key in items[::2]:
@@ -156,22 +183,15 @@ class Machine:
                     if type(key) is not str and not is_small:
                         kind = type(key).__name__
                         raise ValueError(f"a dictionary has a key of type {kind}, or too large")
-                self._target(dict).update(zip(items[::2], items[1::2], strict=True))
+                self.target(dict).update(zip(items[::2], items[1::2], strict=True))
             case b"c":
-                name = _Name(f"{self._line()}.{self._line()}")
-                if name not in _NAMES:
-                    raise ValueError(
-                        "it holds more than plain tensors and values, which is refused: "
-                        + shown(name)
-                    )
-                stack.append(name)
+                stack.append(self.named(self.line(), self.line()))
             case b"R" | b"\x81":
-                name, args = self._pop_from(len(stack) - 2)
-                stack.append(_called(name, args))
+                name, args = self.pop_from(len(stack) - 2)
+                stack.append(self.called(name, args))
             case b"b":
-                stack.pop()  # attributes, such as a state's `_metadata`
-                if type(stack[-1]) not in (dict, _Inert):
-                    raise TypeError
+                attributes = stack.pop()
+                self.built(stack[-1], attributes)
             case b"Q":
                 storage = _storage(stack.pop())
                 known = self.storages.setdefault(storage.key, storage)
@@ -179,33 +199,43 @@ class Machine:
                     raise ValueError(f"storage {shown(storage.key)} has two types or sizes")
                 stack.append(storage)
             case b"\x80":
-                if (protocol := self._number("<B")) != 2:
-                    raise ValueError(f"it is pickled by protocol {protocol}; torch writes 2")
+                if (protocol := self.number("<B")) not in self.protocols:
+                    others = ", ".join(map(str, self.protocols))
+                    raise ValueError(
+                        f"it is pickled by protocol {protocol}; {self.writer} writes {others}"
+                    )
             case _:
-                raise ValueError(f"opcode {opcode!r}, which torch does not write, is refused")
+                raise ValueError(
+                    f"opcode {opcode!r}, which {self.writer} does not write, is refused"
+                )
 
-    def _take(self, n_bytes: int) -> bytes:
+    def take(self, n_bytes: int) -> bytes:
+        """The next bytes of the code."""
         taken = self.code[self.at : self.at + n_bytes]
         if len(taken) < n_bytes:
             raise ValueError("its pickle program is cut short, or is too long")
         self.at += n_bytes
         return taken
 
-    def _number(self, form: str) -> Any:
-        return struct.unpack(form, self._take(struct.calcsize(form)))[0]
+    def number(self, form: str) -> Any:
+        """The next number of the code, in a form of `struct`."""
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
-    def _line(self) -> str:
+    def line(self, encoding: str = "ascii") -> str:
+        """The next line of the code, without its end."""
         end = self.code.find(b"\n", self.at)
-        return self._take(end + 1 - self.at if end >= 0 else len(self.code))[:-1].decode("ascii")
+        return self.take(end + 1 - self.at if end >= 0 else len(self.code))[:-1].decode(encoding)
 
-    def _pop_from(self, start: int) -> list[Any]:
+    def pop_from(self, start: int) -> list[Any]:
+        """What lies on the stack from a place on, taken off."""
         if not 0 <= start <= len(self.stack):
             raise IndexError
         items = self.stack[start:]
         del self.stack[start:]
         return items
 
-    def _target(self, kind: type[Any]) -> Any:
+    def target(self, kind: type[Any]) -> Any:
+        """The value on top of the stack, which must be of a kind."""
         if type(self.stack[-1]) is not kind:
             raise TypeError
         return self.stack[-1]
@@ -213,7 +243,7 @@ class Machine:
 
 def _called(name: object, args: object) -> Any:
     """What stands for the value that a function of this name would return."""
-    if type(name) is _Name and type(args) is tuple:
+    if type(name) is Name and type(args) is tuple:
         match (str(name), args):
             case (n, ()) if n == _DICT:
                 return {}
@@ -237,7 +267,7 @@ def _storage(identity: object) -> Storage:
     The device does not matter here: numbers of a GPU are stored as any others.
     """
     match identity if type(identity) is tuple and len(identity) < 7 else None:
-        case ("storage", _Name() as kind, str(key), str(), int(total), *view) if (
+        case ("storage", Name() as kind, str(key), str(), int(total), *view) if (
             kind in _STORAGES and total >= 0
         ):
             match view:

@@ -14,7 +14,7 @@ from .._version import __version__
 from ..files import is_out_of_memory, reason, shown
 from ..options import knobs
 from ..speech.split import MissingExtraError
-from . import batch, cache, convert, ends, info, inspect, say, voices
+from . import batch, cache, convert, detect, ends, info, inspect, say, voices
 from .shared import Parser, checkpoint_parser, general_parser, naming_stdout, tell
 
 EXAMPLES = """examples:
@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   minibark voices female --model tiny -o preview.wav
   minibark convert suno/bark-small ./bark-small --precision bfloat16
   minibark info ./bark-small
+  minibark detect clip.wav --classifier classifier.safetensors
   minibark cache --clear
 
 Exit status: 0 done, 1 failed (one line on stderr says why), 2 wrong usage."""
@@ -142,6 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minibark {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     opens = checkpoint_parser()
-    for command in (say, batch, inspect, voices, convert, info, cache):
-        command.add_to(commands, general_parser() if command is cache else opens)
+    for command in (say, batch, inspect, voices, convert, info):
+        command.add_to(commands, opens)
+    for other in (detect, cache):
+        other.add_to(commands, general_parser())
     return parser

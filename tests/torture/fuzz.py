@@ -50,6 +50,7 @@ def kinds_of_cases(folder: Path) -> list[Kind]:
     from minibark.checkpoint.schema import HF_SECTIONS, config_from_dict, config_from_hf
     from minibark.checkpoint.tensors import read_pickle, read_safetensors
     from minibark.checkpoint.voices import Voices
+    from minibark.detect.sklearn_pickles import import_classifier
     from minibark.files import read_json
     from minibark.tokenizer import Tokenizer
     from minibark.voice import Voice
@@ -61,6 +62,8 @@ def kinds_of_cases(folder: Path) -> list[Kind]:
         "c": torch.ones(2).t(),
     }
     pickles += [made.torch_file(state, is_zip) for is_zip in (True, False)]
+    old_classifiers = sorted((TESTS / "old_sklearn").glob("*.pkl"))
+    classifiers = [path.read_bytes().partition(b"\n")[2] for path in old_classifiers]
     programs = []
     for whole in pickles:
         if whole[:2] == b"PK":
@@ -93,11 +96,22 @@ def kinds_of_cases(folder: Path) -> list[Kind]:
 
     def grown(random: Random) -> bytes:
         """A program in which a piece is repeated up to a million times."""
-        program = made.random_program(random) or b"N"
+        program = repeated(made.random_program(random) or b"N", random)
+        return made.archive(program, {"0": bytes(16)})
+
+    def repeated(program: bytes, random: Random) -> bytes:
         start = random.randrange(len(program))
         piece = program[start : start + random.choice([1, 2, 3, 5, 9, 40])]
         n_times = random.choice([10, 1000, 10**6]) // max(len(piece), 1)
-        return made.archive(program[:start] + piece * n_times + program[start:], {"0": bytes(16)})
+        return program[:start] + piece * n_times + program[start:]
+
+    def damaged_classifier(random: Random) -> bytes:
+        whole = random.choice(classifiers)
+        return repeated(whole, random) if random.random() < 0.1 else made.damage(whole, random)
+
+    def imported(path: Path) -> None:
+        classifier = import_classifier(path)
+        assert np.isfinite(classifier.weight).all() and classifier.bias.shape == (1,)
 
     def damaged_header(random: Random) -> bytes:
         text = made.as_json(made.damage_json(header, random), random)
@@ -133,6 +147,7 @@ def kinds_of_cases(folder: Path) -> list[Kind]:
         ("a.pt", 20, damaged_program, unpickled),
         ("a.pt", 5, spliced, unpickled),
         ("a.pt", 3, grown, unpickled),
+        ("c.pkl", 8, damaged_classifier, imported),
         ("a.safetensors", 5, damaged_header, safe),
         ("a.safetensors", 3, lambda random: made.damage(tensors, random), safe),
         ("a.json", 5, document(config), lambda path: config_from_dict(read_json(path))),

@@ -234,11 +234,13 @@ class Codec(nn.Module):
 
     def start_from(self, checkpoint: Path) -> None:
         """Take decoder and codebooks from a checkpoint; it has no encoder."""
-        codec = open_checkpoint(checkpoint).build("codec", torch.float32)
-        assert isinstance(codec, CodecDecoder)
-        self.decoder.load_state_dict(codec.decoder.state_dict())
-        self.quantizer.books.copy_(codec.codebooks)
-        self.quantizer.sums.copy_(codec.codebooks)
+        state = open_checkpoint(checkpoint).parameters("codec", torch.float32)
+        books = state.pop("codebooks")
+        self.decoder.load_state_dict(
+            {name.removeprefix("decoder."): x for name, x in state.items()}
+        )
+        self.quantizer.books.copy_(books)
+        self.quantizer.sums.copy_(books)
         self.quantizer.counts.fill_(1.0)
         self.has_books = True
 

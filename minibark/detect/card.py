@@ -1,0 +1,107 @@
+"""The model card that lies beside a classifier: what it is, how good, and what it cannot tell."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..files import replacing, shown
+from .fitting import N_FOLDS, Rates, Report
+
+_TEXT = """# {title}
+
+A logistic regression on HuBERT's features that gives the probability that Bark made a recording.
+Made by `minibark detect --fit`, used by `minibark detect FILE --classifier {file}`.
+
+| | |
+|---|---|
+| Bark | {n_bark} recordings |
+| Not Bark | {n_other} recordings, {copies} |
+| Features | layer 6 of `{hubert}`, mean over windows of at most 10 s; {n_windows:,} windows |
+| HuBERT's SHA-256 | `{fingerprint}` |
+| Penalty | L2, {strength:g} (features brought to deviation 1) |
+
+## How well it parts them
+
+Each recording was judged by a classifier that had seen neither it nor its codec copy, one of
+{n_folds} (cross-validation).
+
+| Bark against | recordings | AP | EER | taken for Bark at 0.5 |
+|---|---|---|---|---|
+{rows}
+
+Of {n_bark} recordings of Bark, {n_missed} got less than 0.5. AP: average precision, 1 is best. EER:
+equal error rate, 0 is best and 0.5 is chance. Recordings unlike these give other figures.
+
+## What it cannot tell
+
+- It is a hint and no proof: do not accuse anybody by it.
+- Other voices, words, rooms, microphones, languages, music or noise, other versions of Bark, and
+  recordings that were compressed, cut, mixed or sent by telephone may be judged wrongly; so may
+  other synthetic speech, in either direction.
+{warning}"""
+
+_NO_COPIES = """- **It was fitted without codec copies.** What Bark says comes out of a codec.
+  A classifier that was shown no other sound out of it learns the codec, and takes every voice sent
+  through it for fake. Fit again with `--codec-copies`.
+"""
+
+
+def card_place(classifier: str | os.PathLike[str]) -> Path:
+    """Where the card of a classifier lies: the same name with `.md`."""
+    return Path(os.path.expanduser(classifier)).with_suffix(".md")
+
+
+def write_card(
+    classifier: str | os.PathLike[str],
+    report: Report,
+    *,
+    hubert: str,
+    fingerprint: str,
+    strength: float,
+    codec: str | None,
+) -> None:
+    """Write the card, whole or not at all.
+
+    Args:
+        classifier: the file that it describes.
+        report: how the fit went.
+        hubert: what the encoder was opened as.
+        fingerprint: of the encoder.
+        strength: of the penalty.
+        codec: through which the copies went; None if there are none.
+    """
+    against = {
+        "recordings": report.recordings,
+        "their codec copies": report.copies,
+        "both": report.everything if report.copies else None,
+    }
+    rows = [_row(name, rates) for name, rates in against.items() if rates is not None]
+    n_copies = report.copies.n_other if report.copies else 0
+    text = _TEXT.format(
+        title=shown(Path(classifier).name),
+        file=shown(Path(classifier).name),
+        n_bark=report.recordings.n_bark,
+        n_other=report.recordings.n_other,
+        copies=f"{n_copies} codec copies of them by `{shown(codec)}`"
+        if codec
+        else "no codec copies",
+        hubert=shown(hubert),
+        n_windows=report.n_windows,
+        fingerprint=fingerprint,
+        strength=strength,
+        n_folds=N_FOLDS,
+        rows="\n".join(rows),
+        n_missed=report.n_missed,
+        warning="" if codec else _NO_COPIES,
+    )
+    with replacing(card_place(classifier)) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _row(name: str, rates: Rates) -> str:
+    share = f"{rates.n_false} of {rates.n_other}"
+    precision, error = rates.average_precision, rates.equal_error_rate
+    return (
+        f"| {name} | {rates.n_bark} + {rates.n_other} | {precision:.3f} | {error:.3f} | {share} |"
+    )

@@ -1,0 +1,263 @@
+"""A classifier of one's own: two folders of recordings in, weights and honest figures out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..files import shown, warn
+from .classifier import Classifier
+from .detector import THRESHOLD, recording_features
+from .hubert import SAMPLE_RATE, Hubert
+from .pretrained import fingerprint
+from .recordings import AudioError, window
+from .regression import Flags, Floats, average_precision, equal_error_rate, fit
+from .resample import resample
+
+N_FOLDS = 5
+STRENGTH = 0.25  # of the penalty; less learns a few hundred windows by heart (docs/detect.md)
+SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3"),
+    *(".aiff", ".aif", ".au", ".caf", ".w64"),
+)
+
+OnStep = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class CodecCopier:
+    """Sends sound through a codec.
+
+    Attributes:
+        copy: makes (n,) float32 of (n,) float32, about [-1, 1], both at `sample_rate`.
+        sample_rate: Hz.
+        name: of the codec.
+    """
+
+    copy: Callable[[Tensor], Tensor]
+    sample_rate: int
+    name: str
+
+    def __call__(self, audio: np.ndarray[Any, Any], sample_rate: int) -> Tensor:
+        """What HuBERT hears of samples (n, channels): their mean's copy, (n,) at 16_000 Hz."""
+        copied = self.copy(window(audio, sample_rate, self.sample_rate))
+        return resample(copied, self.sample_rate, SAMPLE_RATE)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A recording, or a codec copy of one, as its windows' features.
+
+    Attributes:
+        rows: (windows, C).
+        is_bark: whether Bark made it.
+        is_copy: whether it went through the codec.
+        group: of it and its copies; all are in one fold.
+    """
+
+    rows: Floats
+    is_bark: bool
+    is_copy: bool
+    group: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bark against others, each recording judged by a classifier that saw neither it nor its copy.
+
+    Attributes:
+        n_bark: recordings of Bark.
+        n_other: those held against them.
+        average_precision: 1 is best; by chance n_bark / (n_bark + n_other).
+        equal_error_rate: 0 is best, 0.5 chance.
+        n_false: of the others, those that get P(Bark) of at least 0.5.
+    """
+
+    n_bark: int
+    n_other: int
+    average_precision: float
+    equal_error_rate: float
+    n_false: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a fit went: Bark against all others, against recordings and against codec copies.
+
+    Attributes:
+        everything: the rates against both.
+        recordings: against recordings as they are.
+        copies: against their codec copies; None if there are none.
+        n_missed: recordings of Bark with P(Bark) under 0.5.
+        n_windows: of all examples.
+    """
+
+    everything: Rates
+    recordings: Rates
+    copies: Rates | None
+    n_missed: int
+    n_windows: int
+
+
+def recordings_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """The recordings in a folder and those below it, by name.
+
+    Raises:
+        FileNotFoundError: no such folder, or none in it.
+    """
+    root = Path(os.path.expanduser(folder))
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {shown(root, 1000)}")
+    found = [path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    if not found:
+        raise FileNotFoundError(f"{shown(root, 1000)} holds no recordings ({', '.join(SUFFIXES)})")
+    return sorted(found)
+
+
+def distinct(bark: Sequence[Path], others: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The two classes without what a class has twice.
+
+    Raises:
+        ValueError: a recording is in both, or a class has fewer than there are folds.
+    """
+    seen: dict[bytes, tuple[Path, int]] = {}
+    kept: tuple[list[Path], list[Path]] = ([], [])
+    for i, paths in enumerate((bark, others)):
+        for path in paths:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+            first, its_class = seen.setdefault(digest, (path, i))
+            if its_class != i:
+                raise ValueError(
+                    f"one recording is in both classes: {shown(first)} and {shown(path)}"
+                )
+            if first == path:
+                kept[i].append(path)
+            else:
+                warn(f"{shown(path)} is {shown(first)} again and is left out")
+        _check_number(len(kept[i]), i == 0)
+    return kept
+
+
+def _check_number(n: int, is_bark: bool) -> None:
+    if n < N_FOLDS:
+        kind = "of Bark" if is_bark else "that are not of Bark"
+        raise ValueError(
+            f"there are {n} recordings {kind}, and at least {N_FOLDS} are needed, one for each fold"
+        )
+
+
+def examples_of(
+    hubert: Hubert,
+    bark: Sequence[Path],
+    others: Sequence[Path],
+    copier: CodecCopier | None = None,
+    on_step: OnStep | None = None,
+) -> list[Example]:
+    """The examples of two classes; what cannot be read is left out, with a warning.
+
+    Args:
+        hubert: the encoder.
+        bark: recordings that Bark made.
+        others: recordings that it did not.
+        copier: adds a copy of each of the others; None adds none.
+        on_step: is told of `"features"`, how many recordings are done, and of how many.
+
+    Raises:
+        ValueError: fewer of a class are left than there are folds.
+    """
+    found: list[Example] = []
+    places = [(path, True) for path in bark] + [(path, False) for path in others]
+    for group, (path, is_bark) in enumerate(places):
+        if on_step is not None:
+            on_step("features", group, len(places))
+        try:
+            ways: list[Callable[..., Tensor]] = [window]
+            if copier is not None and not is_bark:
+                ways.append(copier)
+            rows = [recording_features(hubert, path, way)[0] for way in ways]
+        except AudioError as error:
+            warn(f"left out: {error}")
+            continue
+        found += [
+            Example(np.stack(some).astype(np.float64), is_bark, i == 1, group)
+            for i, some in enumerate(rows)
+        ]
+    if on_step is not None:
+        on_step("features", len(places), len(places))
+    for is_bark in (True, False):
+        _check_number(sum(e.is_bark == is_bark and not e.is_copy for e in found), is_bark)
+    return found
+
+
+def fit_classifier(
+    examples: Sequence[Example], hubert: Hubert, strength: float = STRENGTH
+) -> tuple[Classifier, Report]:
+    """The classifier of all examples, and how well such classifiers judge what they did not see.
+
+    Each window is an example; recordings are judged as a detector does, by the mean of their
+    windows. Nothing is drawn but the folds, and those always the same.
+
+    Args:
+        examples: at least five recordings of each class.
+        hubert: whose features they are.
+        strength: of the penalty, see `regression.fit`.
+    """
+    scores = _unseen_scores(examples, strength)
+    is_bark = np.array([example.is_bark for example in examples])
+    is_copy = np.array([example.is_copy for example in examples])
+    everything, recordings = np.ones(len(examples), bool), ~is_copy
+    report = Report(
+        _rates(scores, is_bark, everything),
+        _rates(scores, is_bark, recordings),
+        _rates(scores, is_bark, is_bark | is_copy) if is_copy.any() else None,
+        int((scores[is_bark] < THRESHOLD).sum()),
+        sum(len(example.rows) for example in examples),
+    )
+    weight, bias = fit(*_windows(examples), strength)
+    return Classifier(weight, bias, fingerprint(hubert)), report
+
+
+def folds_of(examples: Sequence[Example]) -> list[int]:
+    """The fold of each example: each class is spread evenly, groups stay together."""
+    fold: dict[int, int] = {}
+    for is_bark in (True, False):
+        groups = sorted({example.group for example in examples if example.is_bark == is_bark})
+        random.Random(0).shuffle(groups)
+        fold |= {group: i % N_FOLDS for i, group in enumerate(groups)}
+    return [fold[example.group] for example in examples]
+
+
+def _unseen_scores(examples: Sequence[Example], strength: float) -> Floats:
+    scores, folds = np.zeros(len(examples)), folds_of(examples)
+    for k in range(N_FOLDS):
+        seen = [example for example, fold in zip(examples, folds, strict=True) if fold != k]
+        classifier = Classifier(*fit(*_windows(seen), strength))
+        for i, (example, fold) in enumerate(zip(examples, folds, strict=True)):
+            if fold == k:
+                scores[i] = np.mean([classifier.probability(row) for row in example.rows])
+    return scores
+
+
+def _windows(examples: Sequence[Example]) -> tuple[Floats, Flags]:
+    rows = np.concatenate([example.rows for example in examples])
+    return rows, np.repeat([e.is_bark for e in examples], [len(e.rows) for e in examples])
+
+
+def _rates(scores: Floats, is_bark: Flags, chosen: Flags) -> Rates:
+    scores, is_bark = scores[chosen], is_bark[chosen]
+    return Rates(
+        int(is_bark.sum()),
+        int((~is_bark).sum()),
+        average_precision(scores, is_bark),
+        equal_error_rate(scores, is_bark),
+        int((scores[~is_bark] >= THRESHOLD).sum()),
+    )
