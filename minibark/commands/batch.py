@@ -104,7 +104,7 @@ def _add_ray(batch: argparse.ArgumentParser) -> None:
         "--cores-per-worker",
         type=whole_number(1, 1024),
         metavar="K",
-        help="of each (default: 1 beside a GPU, else 4 or what the smallest machine has)",
+        help="of each (default: 1 beside a GPU, else 4 or what a machine has)",
     )
 
 

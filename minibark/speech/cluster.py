@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import signal
@@ -30,7 +29,7 @@ _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-_IMPATIENT = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_py_gcs_connect_timeout_s": "3"}
+_IMPATIENT = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "3"}
 
 
 class ClusterError(ValueError):
@@ -59,8 +58,8 @@ def connected(address: str, workers: int | None = None, cores: int | None = None
     Args:
         address: `"local"` starts one here; `"auto"` is the one that this machine is part of, and
             `"HOST:PORT"` is its head, of which this machine is part as well.
-        workers: how many there will be; a cluster that is started here has room for them.
-        cores: of each.
+        workers: how many there will be, if that is known.
+        cores: of each; a cluster that is started here has room for them if both are known.
 
     Raises:
         MissingExtraError: ray is not installed.
@@ -69,29 +68,38 @@ def connected(address: str, workers: int | None = None, cores: int | None = None
     if address != LOCAL:
         _find(address)
     settings = _QUIET if address == LOCAL else {**_QUIET, **_IMPATIENT}
-    with _environment(settings), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        _environment(settings),
+        open(os.devnull, "w", encoding="utf-8") as null,
+        contextlib.redirect_stdout(null),  # to which Ray writes what befalls its processes
+    ):
         ray = ray_package()
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-        if address == LOCAL:
-            options |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
-            if workers:
-                options["num_cpus"] = workers * (cores or 1)
         try:
-            with _signals_kept(), _native_stderr_shut():
-                ray.init(address, **options)
+            _join(ray, address, workers, cores)
             yield
-        except SystemExit as error:  # as Ray has it while it connects
-            raise KeyboardInterrupt from error
-        except (ConnectionError, RuntimeError) as error:
-            if ray.is_initialized():
-                raise
-            raise ClusterError(
-                f"no Ray cluster could be joined at {address} ({reason(error)[:300]}); see that "
-                "'ray status' works on this machine with the same version of Ray, and with "
-                "RAY_AUTH_MODE=token where the cluster asks for a token"
-            ) from error
         finally:
             ray.shutdown()
+
+
+def _join(ray: Any, address: str, workers: int | None, cores: int | None) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address == LOCAL:
+        options |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+        if workers and cores:
+            options["num_cpus"] = workers * cores
+    try:
+        with _signals_kept(), _native_stderr_shut():
+            ray.init(address, **options)
+    except SystemExit as error:  # what Ray makes of SIGTERM
+        raise KeyboardInterrupt from error
+    except Exception as error:
+        if address == LOCAL:
+            raise ClusterError(f"Ray could not be started here ({reason(error)[:300]})") from error
+        raise ClusterError(
+            f"no Ray cluster could be joined at {address} ({reason(error)[:300]}); see that 'ray "
+            "status' works on this machine with the same version of Ray, and with "
+            "RAY_AUTH_MODE=token where the cluster asks for a token"
+        ) from error
 
 
 def crew(device: str | None = None, workers: int | None = None, cores: int | None = None) -> Crew:
@@ -101,7 +109,8 @@ def crew(device: str | None = None, workers: int | None = None, cores: int | Non
         device: None is GPUs if there are any.
         workers: None is as many as have room now. More than have room may be asked for, where a
             cluster grows.
-        cores: of each; None is 1 beside a GPU, else 4 or what the smallest machine has.
+        cores: of each; None is 1 beside a GPU, else 4, or less where a machine has not so many or
+            so many workers would not fit.
 
     Raises:
         ClusterError: there is no room for any.
@@ -111,7 +120,8 @@ def crew(device: str | None = None, workers: int | None = None, cores: int | Non
     on_gpu = device.startswith("cuda") if device else any(one["GPU"] for one in has)
     fit = [one for one in has if one["GPU" if on_gpu else "CPU"]]
     if cores is None:
-        cores = 1 if on_gpu else min([_CORES, *(one["CPU"] for one in fit)])
+        share = max(1, sum(one["CPU"] for one in fit) // (workers or 1))
+        cores = 1 if on_gpu else min([_CORES, share, *(one["CPU"] for one in fit)])
     room = sum(
         min(one["GPU"], one["CPU"] // cores) if on_gpu else one["CPU"] // cores for one in fit
     )

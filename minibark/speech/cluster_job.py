@@ -82,7 +82,7 @@ class ClusterJob(Job):
 
         A chunk whose worker is lost is given to it again once it is back, or the machine. Where
         that happens three times, its lines are handed out one by one, and those that end a worker
-        three times more are bad lines.
+        three times more are bad lines. Where this is left before its end, Ray is shut down.
 
         Raises:
             ClusterError: a machine cannot make clips; the text says which and why.
@@ -105,7 +105,7 @@ class ClusterJob(Job):
                     yield self._note(made, begin)
             for task in left.values():
                 why = (
-                    f"its worker was lost {2 * (_RETRIES + 1)} times (killed, or out of memory); "
+                    "its workers were lost again and again (killed, or out of memory); "
                     "give workers more memory, or fewer rows with --rows, and run the same again"
                 )
                 yield self._note(BadLine(task.line.number, task.line.id, why), begin)
