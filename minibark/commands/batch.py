@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..audio import FORMATS
+from ..bark import Bark
+from ..checkpoint.hub import fixed
 from ..options import Options
 from ..speech.batch import MOST_ROWS
 from ..speech.bulk import Job, Summary, counted
+from ..speech.cluster import connected, crew
+from ..speech.cluster_job import ClusterJob
 from ..speech.folder import ERRORS
 from ..speech.manifest import read_manifest
 from ..speech.plan import LongOptions
@@ -19,6 +27,7 @@ from .shared import (
     add_model,
     add_options,
     add_running,
+    checkpoint_options,
     open_bark,
     options_of,
     whole_number,
@@ -38,6 +47,9 @@ max_duration_s, ...); those given here hold for lines without their own. A line 
 one made of its id and --seed. OUT/ID.json says how a clip was made and is written last: a clip is
 done once it is there, and the same command makes what is not. Lines of which no clip can be made
 are told in OUT/errors.jsonl, and the exit status is 1."""
+_OF_RAY = """Ray hands the lines out to workers, which write their clips themselves. So OUT is a
+folder that all machines see under the same path, and --model a name or a directory that all of
+them can open."""
 
 
 def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
@@ -70,11 +82,30 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
         help="make clips again whose line, options or model have changed, and let clips be that "
         "the manifest does not name",
     )
+    _add_ray(batch)
     add_model(batch)
     add("--voice", metavar="NAME|FILE", help="of lines without: one of the model, or an .npz file")
     add_running(batch)
     add_options(batch)
     add_options(batch, LongOptions, "how to say what does not fit one piece")
+
+
+def _add_ray(batch: argparse.ArgumentParser) -> None:
+    add = batch.add_argument_group("on a Ray cluster", _OF_RAY).add_argument
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        help="HOST:PORT of its head; auto: the one that this machine is part of; local: one of "
+        "this machine, for this run",
+    )
+    of_one = "(default: a GPU each, or as many as there are cores for)"
+    add("--workers", type=whole_number(1, 4096), metavar="N", help=f"how many {of_one}")
+    add(
+        "--cores-per-worker",
+        type=whole_number(1, 1024),
+        metavar="K",
+        help="of each (default: 1 beside a GPU, else 4 or what a machine has)",
+    )
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -93,23 +124,25 @@ def _run(args: argparse.Namespace) -> None:
         options, plan = options_of(args, Options), options_of(args, LongOptions)
     except ValueError as error:
         args.parser.error(str(error))
+    if args.ray is None and (args.workers or args.cores_per_worker):
+        args.parser.error("--workers and --cores-per-worker go with --ray")
+    if args.ray is not None and args.threads:
+        args.parser.error("the threads of a worker are --cores-per-worker; leave --threads out")
     job: Job | None = None
     next(read_manifest(args.manifest))  # refused before a model is fetched
+    settings: dict[str, Any] = {
+        "voice": args.voice,
+        "options": options,
+        "plan": plan,
+        "audio_format": args.format,
+        "model": args.model,
+        "shard": args.shard,
+        "rows": args.rows,
+        "one_piece": args.one_piece,
+        "again": args.again,
+    }
     try:
-        with Job(
-            open_bark(args),
-            args.manifest,
-            args.out,
-            voice=args.voice,
-            options=options,
-            plan=plan,
-            audio_format=args.format,
-            model=args.model,
-            shard=args.shard,
-            rows=args.rows,
-            one_piece=args.one_piece,
-            again=args.again,
-        ) as job:
+        with _begun(args, settings) as job:
             _make(job, args.quiet)
     except KeyboardInterrupt:
         n_made = job.summary.n_made if job else 0
@@ -126,6 +159,36 @@ def _run(args: argparse.Namespace) -> None:
         )
 
 
+@contextlib.contextmanager
+def _begun(args: argparse.Namespace, settings: dict[str, Any]) -> Iterator[Job]:
+    """The job, with those who work for it."""
+    if args.ray is None:
+        with Job(open_bark(args), args.manifest, args.out, **settings) as job:
+            yield job
+        return
+    with connected(args.ray, args.workers, args.cores_per_worker):
+        workers = crew(args.device, args.workers, args.cores_per_worker)
+        args.precision = args.precision or ("bfloat16" if workers.on_gpu else "float32")
+        places = checkpoint_options(args)
+        for name in ("cache_dir", "voices_dir"):
+            places[name] = places[name] and os.path.abspath(os.path.expanduser(places[name]))
+        places["stages"] = {stage: fixed(place) for stage, place in places["stages"].items()}
+        opened = partial(
+            Bark.from_pretrained,
+            fixed(args.model),
+            device=args.device or ("cuda" if workers.on_gpu else "cpu"),
+            precision=args.precision,
+            backend=args.backend,
+            offload=args.offload,
+            **places,
+        )
+        # What is here checks lines, and generates nothing.
+        args.device, args.backend, args.offload = "cpu", None, False
+        cluster: dict[str, Any] = {"crew": workers, "opened": opened}
+        with ClusterJob(open_bark(args), args.manifest, args.out, **cluster, **settings) as job:
+            yield job
+
+
 def _make(job: Job, quiet: bool) -> None:
     """Run the job under a bar of clips."""
     from tqdm import tqdm
@@ -137,8 +200,9 @@ def _make(job: Job, quiet: bool) -> None:
         disable=quiet or not job.n_todo,
         file=sys.stderr,
     ) as bar:
-        for _ in job.run(_Postfix(bar)):
-            bar.update()
+        with contextlib.closing(job.run(_Postfix(bar))) as made:
+            for _ in made:
+                bar.update()
 
 
 class _Postfix:

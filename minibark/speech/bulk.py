@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,7 +154,7 @@ class Job:
     def __exit__(self, *_: object) -> None:
         self._folder.close()
 
-    def run(self, on_step: OnStep | None = None) -> Iterator[dict[str, Any] | BadLine]:
+    def run(self, on_step: OnStep | None = None) -> Generator[dict[str, Any] | BadLine]:
         """Make what is to be made: the record of each clip once it is on the disk.
 
         Where none comes of a line, the line and why, which `errors.jsonl` tells by then.

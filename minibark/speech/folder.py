@@ -29,8 +29,10 @@ class ClipFolder:
     clip is done exactly when its record is there, whenever a process is killed.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, is_held: bool = False) -> None:
         """Open it, and keep others out; it is made if it is not there.
+
+        With `is_held` another process, whose worker this one is, keeps others out.
 
         Raises:
             FolderError: another job is at work there, or the folder has files of other origin.
@@ -52,10 +54,12 @@ class ClipFolder:
                 "choose a new or an empty folder"
             )
         self._mark = (self.path / MARK).open("a+b")
+        if is_held:
+            return
         try:
             self._keep_others_out()
             if MARK in names:
-                self._sweep()
+                self.sweep()
             else:
                 self._mark.write(_ABOUT.encode())
                 self._mark.flush()
@@ -66,6 +70,16 @@ class ClipFolder:
     def close(self) -> None:
         """Let others in."""
         self._mark.close()
+
+    def sweep(self) -> None:
+        """Take away what a killed job, or a worker of this one, was writing."""
+        for name in os.listdir(self.path):
+            if name.startswith(".") and name.endswith(".part"):
+                path = self.path / name
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     def ids(self) -> set[str]:
         """The ids of the clips that are done."""
@@ -150,16 +164,6 @@ class ClipFolder:
             raise FolderError(
                 f"another batch is at work in {self.path}; wait for it, or choose another folder"
             )
-
-    def _sweep(self) -> None:
-        """Take away what a killed job was writing."""
-        for name in os.listdir(self.path):
-            if name.startswith(".") and name.endswith(".part"):
-                path = self.path / name
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
 
 
 def _is_locked_by_another(file: BinaryIO) -> bool:
