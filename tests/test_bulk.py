@@ -37,7 +37,7 @@ LONG = "A hut on the hill. No one was in it. We went in slowly."
 TEXTS = {
     "short": {"text": "Hi.", "seed": 1},
     "other": {"text": "A hut.", "seed": 2, "voice": "made"},
-    "hot": {"text": "On the hill.", "seed": 3, "temperature": 1.2, "top_k": 9},
+    "hot": {"text": "On the hill.", "seed": 3, "temperature": 1.2, "--top-k": 9},
     "cool": {"text": "In the hut.", "seed": 4, "max_duration_s": 0.1, "min_eos_p": None},
     "same": {"text": "Hi.", "seed": 1},
     "mine": {"text": "No one there."},
@@ -269,7 +269,7 @@ def test_a_second_run_makes_what_is_missing(bark, tmp_path):
         ({"text": "Ho."}, {}, "text was 'Hi.', is 'Ho.'"),
         ({"voice": "made"}, {}, "voice was None, is 'made'"),
         ({"seed": 8}, {}, "first seed was 7, is 8"),
-        ({"top_k": 3}, {}, "top k was None, is 3"),
+        ({"--top-k": 3}, {}, "top k was None, is 3"),
         ({}, {"options": minibark.Options(fine_temperature=0.4)}, "temperature was 0.5, is 0.4"),
         ({}, {"plan": minibark.LongOptions(goal=50)}, "goal was None, is 50"),
         ({}, {"audio_format": "flac"}, "file was 'a.wav', is 'a.flac'"),
@@ -277,7 +277,7 @@ def test_a_second_run_makes_what_is_missing(bark, tmp_path):
     ],
 )
 def test_a_change_of_what_is_done_is_refused_and_named(bark, tmp_path, line, settings, words):
-    lines = {"a": {"text": "Hi.", "seed": 7}, "b": {"text": "Hut.", "seed": 7, "top_k": 3}}
+    lines = {"a": {"text": "Hi.", "seed": 7}, "b": {"text": "Hut.", "seed": 7, "--top-k": 3}}
     if settings:
         del lines["b"]
     out, manifest = tmp_path / "out", write(tmp_path / "m", lines)
@@ -487,7 +487,7 @@ def test_a_row_that_fails_takes_no_other_with_it(bark, tmp_path):
                 lambda name: json.dumps({"id": name, "text": "a"}, ensure_ascii=False).encode()
             ),
             st.dictionaries(
-                st.sampled_from(["id", "text", "voice", "seed", "top_k", "goal", "x"]),
+                st.sampled_from(["id", "text", "voice", "seed", "--top-k", "goal", "x"]),
                 st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5)),
             ).map(lambda line: json.dumps(line).encode()),
         ),
@@ -604,7 +604,7 @@ def test_ctrl_c_tells_how_far_it_came(nursery, model, tmp_path):
         (["--shard", "1"], "expected I/N"),
         (["--format", "aac"], "invalid choice"),
         (["--rows", "0"], "not in [1, 1024]"),
-        (["--top-k", "-1"], "top_k"),
+        (["--top-k", "-1"], "--top-k"),
     ],
 )
 def test_wrong_usage_exits_2(words, expected, capsys):
