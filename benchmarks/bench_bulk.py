@@ -41,7 +41,7 @@ from minibark.text import readable_ids
 
 WORDS = "the old house on the hill has a door and nobody went in before the morning came".split()
 N_WORDS = (2, 4, 8, 14)  # of texts, in turn; 14 fit one piece of every model
-SECONDS = (0.5, 1.0, 2.0, 4.0)  # of sound, where random weights would not end
+WORDS_PER_S = 2.5  # spoken: how long a text is made last where random weights would not end it
 
 
 class Done(NamedTuple):
@@ -61,7 +61,7 @@ def write_manifest(path: Path, args: argparse.Namespace) -> None:
             text = " ".join(rng.choices(WORDS, k=N_WORDS[kind])).capitalize() + "."
             line: dict[str, Any] = {"id": f"clip-{index}", "text": text, "seed": index}
             if args.model in RANDOM_MODELS:
-                seconds = min(SECONDS[kind], args.longest_s)
+                seconds = min(N_WORDS[kind] / WORDS_PER_S, args.longest_s)
                 line |= {"max_duration_s": seconds, "allow_early_stop": False}
             file.write(json.dumps(line) + "\n")
 
@@ -145,8 +145,8 @@ def main() -> None:
     parser.add_argument("--texts", type=positive, default=64, metavar="N", help="clips (64)")
     rows = {"type": positive, "nargs": "+", "default": [8], "metavar": "B"}
     parser.add_argument("--rows", **rows, help="made together (8)")
-    longest = {"type": float, "default": max(SECONDS), "metavar": "S"}
-    parser.add_argument("--longest-s", **longest, help="of clips of random weights (4)")
+    longest = {"type": float, "default": max(N_WORDS) / WORDS_PER_S, "metavar": "S"}
+    parser.add_argument("--longest-s", **longest, help="of clips of random weights (5.6)")
     args = parse(parser)
     card = machine_card(torch.device(args.device))
     print_card(card)
