@@ -25,6 +25,7 @@ torture: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/fuzz.py
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/bulk.py
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/long.py
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/serve.py
 
 test-gpu: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m gpu
