@@ -138,7 +138,7 @@ def generate_coarse(
         before, prompts = prompts, [window_prompt(rows[b], window, config) for b in live]
         step, end = window, min(window + window_len, total)
         while step < end:
-            if step == window and not _all_grew(before, prompts, window_len):
+            if step == window and not all_grew(before, prompts, window_len):
                 logits = decode.prefill(prompts, ids(step))
                 check_finite(logits, "coarse")
                 active = [rows[b].n_steps > step for b in live]
@@ -158,10 +158,10 @@ def generate_coarse(
             step += len(chosen)
             if on_step:
                 on_step("coarse", step, total)
-    return [_codes(row, config) for row in rows]
+    return [codes(row, config) for row in rows]
 
 
-def _all_grew(before: list[Tensor], after: list[Tensor], n_steps: int) -> bool:
+def all_grew(before: list[Tensor], after: list[Tensor], n_steps: int) -> bool:
     """Whether every prompt is the one before it and the ids of the steps since.
 
     Then the cache already holds it all but for the newest token. So it is until the histories are
@@ -177,16 +177,12 @@ def start_row(semantic: Tensor, voice: Voice | None, config: GenerationConfig) -
     """A row before its first step."""
     before, coarse = coarse_history(voice, config)
     n_steps = n_coarse_steps(len(semantic), config)
-    return Row(
-        semantic=torch.cat((before, semantic.cpu())),
-        coarse=F.pad(coarse, (0, n_steps)),
-        n_semantic_history=len(before),
-        n_history=len(coarse),
-        n_steps=n_steps,
-    )
+    ids = F.pad(coarse, (0, n_steps))
+    return Row(torch.cat((before, semantic.cpu())), ids, len(before), len(coarse), n_steps)
 
 
-def _codes(row: Row, config: GenerationConfig) -> Tensor:
+def codes(row: Row, config: GenerationConfig) -> Tensor:
+    """The codes (n_coarse_codebooks, T) of a row that is done."""
     ids = row.coarse[row.n_history :].view(-1, config.n_coarse_codebooks).T
     offsets = torch.arange(config.n_coarse_codebooks)[:, None] * config.codebook_size
     return ids - config.semantic_vocab_size - offsets

@@ -39,6 +39,10 @@ class Decoder(ABC):
         """Go on with these rows alone; False where that cannot be, and all go on."""
         return False
 
+    def join(self, prompts: Sequence[Tensor], ids: slice) -> Tensor | None:
+        """Begin rows behind those there are, as `prefill` does; None where `keep` gives False."""
+        return None
+
     def take_steps(
         self,
         tokens: Tensor,
@@ -90,10 +94,8 @@ class UncachedDecoder(Decoder):
 
     def prefill(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
         """See `Decoder`."""
-        device = self.model.transformer.wpe.weight.device
-        self.sequences = [prompt.to(device) for prompt in prompts]
-        rows = [self.model(tokens[None], self.n_merged)[0, -1, ids] for tokens in self.sequences]
-        return torch.stack(rows)
+        self.sequences = []
+        return self.join(prompts, ids)
 
     def decode_one(self, tokens: Tensor, ids: slice) -> Tensor:
         """See `Decoder`."""
@@ -104,6 +106,12 @@ class UncachedDecoder(Decoder):
         """See `Decoder`."""
         self.sequences = [self.sequences[row] for row in rows]
         return True
+
+    def join(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
+        """See `Decoder`."""
+        new = [prompt.to(self.model.transformer.wpe.weight.device) for prompt in prompts]
+        self.sequences += new
+        return torch.stack([self.model(tokens[None], self.n_merged)[0, -1, ids] for tokens in new])
 
 
 class CachedDecoder(Decoder):
@@ -120,14 +128,8 @@ class CachedDecoder(Decoder):
 
     def prefill(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
         """See `Decoder`."""
-        if self.cache is None or self.n_rows != len(prompts):
-            self.cache, self.n_rows = self.new_cache(self.model, len(prompts)), len(prompts)
-        device = self.model.transformer.wpe.weight.device
-        logits = []
-        for row, prompt in enumerate(prompts):
-            tokens = prompt[None].to(device)
-            logits.append(self.model.prefill(tokens, self.cache, row, self.n_merged, ids))
-        return torch.cat(logits)
+        self.cache, self.n_rows = self.cache or self.new_cache(self.model, 0), 0
+        return self.join(prompts, ids)
 
     def decode_one(self, tokens: Tensor, ids: slice) -> Tensor:
         """See `Decoder`."""
@@ -141,6 +143,17 @@ class CachedDecoder(Decoder):
             self.cache.keep(rows)
         self.n_rows = len(rows)
         return True
+
+    def join(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
+        """See `Decoder`."""
+        assert self.cache is not None
+        self.cache.keep(list(range(self.n_rows)), len(prompts))
+        device, logits = self.model.transformer.wpe.weight.device, []
+        for row, prompt in enumerate(prompts, self.n_rows):
+            tokens = prompt[None].to(device)
+            logits.append(self.model.prefill(tokens, self.cache, row, self.n_merged, ids))
+        self.n_rows += len(prompts)
+        return torch.cat(logits)
 
 
 class RandomStreams:
@@ -156,7 +169,7 @@ class RandomStreams:
 
     def __init__(self, generators: Sequence[torch.Generator | None], device: torch.device) -> None:
         """One stream per row; None is torch's own on that device."""
-        self._generators = [_own_stream(device) if g is None else g for g in generators]
+        self._generators = [own_stream(device) if g is None else g for g in generators]
         self.shared = len({id(g) for g in self._generators}) < len(self._generators)
         self._before: list[Tensor] = []
         self._made = (0, 0)  # draws ahead, and numbers in each
@@ -199,7 +212,7 @@ class RandomStreams:
             again.exponential_(generator=generator)
 
 
-def _own_stream(device: torch.device) -> torch.Generator:
+def own_stream(device: torch.device) -> torch.Generator:
     """The stream that torch itself draws from on a device."""
     if device.type == "cuda":
         current = torch.cuda.current_device()  # which also makes the streams

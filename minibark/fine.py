@@ -109,8 +109,5 @@ def generate_fine(
             done += 1
             if on_step:
                 on_step("fine", done, n_buffers * (n_codebooks - n_given))
-    ends = [(row.n_history, row.n_history + row.n_frames) for row in rows]
-    return [
-        row.codes[first:last].T.contiguous().cpu()
-        for row, (first, last) in zip(rows, ends, strict=True)
-    ]
+    made = [row.codes[row.n_history : row.n_history + row.n_frames] for row in rows]
+    return [codes.T.contiguous().cpu() for codes in made]

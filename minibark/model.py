@@ -48,8 +48,8 @@ class Cache(Protocol):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write the new position's k and v (B, H, 1, D); what its q sees of its row's past."""
 
-    def keep(self, rows: list[int]) -> None:
-        """Go on with these rows alone."""
+    def keep(self, rows: list[int], n_more: int = 0) -> None:
+        """Go on with these rows alone and, behind them, so many empty ones."""
 
 
 class KVCache:
@@ -81,16 +81,18 @@ class KVCache:
             return full_attention(q, keys[:, :, :n], values[:, :, :n])
         rows = []
         for b, n in enumerate(self.lengths):
-            keys[b, :, n - 1 : n], values[b, :, n - 1 : n] = k[b], v[b]
-            rows.append(
-                full_attention(q[b : b + 1], keys[b : b + 1, :, :n], values[b : b + 1, :, :n])
-            )
+            row = slice(b, b + 1)
+            keys[row, :, n - 1 : n], values[row, :, n - 1 : n] = k[row], v[row]
+            rows.append(full_attention(q[row], keys[row, :, :n], values[row, :, :n]))
         return torch.cat(rows)
 
-    def keep(self, rows: list[int]) -> None:
+    def keep(self, rows: list[int], n_more: int = 0) -> None:
         """See `Cache`."""
-        self.kv = [layer[:, rows] for layer in self.kv]
-        self.lengths = [self.lengths[row] for row in rows]
+        before, shape = self.kv, (2, len(rows) + n_more, *self.kv[0].shape[2:])
+        self.kv = [layer.new_empty(shape) for layer in before]
+        for new, old in zip(self.kv, before, strict=True):
+            new[:, : len(rows)] = old[:, rows]
+        self.lengths = [self.lengths[row] for row in rows] + [0] * n_more
 
 
 def grow(lengths: list[int], block_size: int) -> list[int]:

@@ -77,7 +77,7 @@ class Pipeline:
         self._states = states
         self._modules: dict[str, nn.Module] = {}
         self._decoders: dict[str, Decoder] = {}
-        self._passes: fast.Passes | None = None
+        self._passes: dict[str, fast.Passes] = {}
         self._building = threading.RLock()
         # Where weights are moved or steps recorded there is one user at a time, else any number.
         one_user = offload or choice.records
@@ -87,7 +87,7 @@ class Pipeline:
         self, rows: Sequence[Row], options: Options, on_step: OnStep | None = None
     ) -> list[Voice]:
         """The three token streams of each row."""
-        self._windowed(options)  # which else would fail after the first stage
+        self.windowed(options)  # which else would fail after the first stage
         voices, streams = [row.voice for row in rows], [row.generator for row in rows]
         semantics = self.semantic(rows, options, on_step)
         coarses = self.coarse(semantics, voices, streams, options, on_step)
@@ -129,7 +129,7 @@ class Pipeline:
                 model,
                 semantics,
                 voices,
-                self._windowed(options),
+                self.windowed(options),
                 options.coarse_sampling,
                 generators,
                 on_step=on_step,
@@ -147,8 +147,8 @@ class Pipeline:
     ) -> list[Tensor]:
         """All codes (n_fine_codebooks, T) of each row's coarse ones (K, T)."""
         with self.on_device("fine") as model:
-            if self._passes is None:
-                self._passes = fast.passes(model, self.choice)
+            passes = self._passes.get("fine") or fast.passes(model, self.choice)
+            self._passes["fine"] = passes
             fines = generate_fine(
                 model,
                 coarses,
@@ -157,7 +157,7 @@ class Pipeline:
                 options.fine_sampling,
                 generators,
                 on_step=on_step,
-                forward=self._passes,
+                forward=passes,
             )
         return [fine.clone() for fine in fines]
 
@@ -209,10 +209,9 @@ class Pipeline:
 
     def _forget_recordings(self, stage: str) -> None:
         self._decoders.pop(stage, None)
-        if stage == "fine":
-            self._passes = None
+        self._passes.pop(stage, None)
 
-    def _windowed(self, options: Options) -> GenerationConfig:
+    def windowed(self, options: Options) -> GenerationConfig:
         """The constants with the coarse windows that were asked for."""
         g = self.config.generation
         history, window = options.max_coarse_history, options.sliding_window_len

@@ -59,21 +59,18 @@ class Voice:
             }
             for part, (shape, end) in expected.items():
                 tokens: Tensor = getattr(self, part)
+                name = f"{part}_prompt"
                 if tokens.dtype != torch.int64:
-                    raise VoiceError(
-                        f"{part}_prompt must be a torch.int64 tensor, got {tokens.dtype}"
-                    )
+                    raise VoiceError(f"{name} must be a torch.int64 tensor, got {tokens.dtype}")
                 fits = tokens.ndim == len(shape) and shape[0] in (None, tokens.shape[0])
                 if not fits or tokens.shape[-1] == 0:
                     expected_shape = str(shape).replace("None", "n >= 1")
                     raise VoiceError(
-                        f"{part}_prompt must have shape {expected_shape}, got {tuple(tokens.shape)}"
+                        f"{name} must have shape {expected_shape}, got {tuple(tokens.shape)}"
                     )
                 low, high = int(tokens.min()), int(tokens.max())
                 if low < 0 or high >= end:
-                    raise VoiceError(
-                        f"{part}_prompt must hold ids in [0, {end}), got {low} to {high}"
-                    )
+                    raise VoiceError(f"{name} must hold ids in [0, {end}), got {low} to {high}")
             n_semantic, n_coarse, n_fine = (getattr(self, part).shape[-1] for part in PARTS)
             ratio = config.coarse_rate_hz / config.semantic_rate_hz
             if round(n_coarse / n_semantic, 1) != round(ratio, 1) or n_coarse != n_fine:
@@ -100,9 +97,7 @@ class Voice:
             name = f"{part}_prompt"
             with naming(origin, VoiceError):
                 if name not in arrays:
-                    raise VoiceError(
-                        f"{name} is missing; a voice needs it beside the other two arrays"
-                    )
+                    raise VoiceError(f"{name} is missing; a voice needs all three arrays")
                 with naming(name, VoiceError):
                     array = np.asarray(arrays[name])
                 if array.dtype.kind not in "iu":

@@ -52,8 +52,8 @@ def new_cache(request, monkeypatch):
 
     def make(model: GPT, batch_size: int) -> RowSumCache:
         cache = RowSumCache(model, batch_size)
-        cache.keys.fill_(torch.nan)
-        cache.values.fill_(torch.nan)
+        for buffer in (part for row in cache.rows for part in row):
+            buffer.fill_(torch.nan)
         return cache
 
     return make

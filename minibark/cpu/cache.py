@@ -47,8 +47,8 @@ class RowSumCache:
     """A cache in float32, of all layers together: what a step needs of each is found at once.
 
     Attributes:
-        keys: (n_layer, B, H, chunks, D, CHUNK).
-        values: (n_layer, B, H, block_size, D).
+        rows: keys (n_layer, H, chunks, D, CHUNK) and values (n_layer, H, block_size, D) of each;
+            a row that leaves makes its place free for the next, and nothing is copied.
         lengths: how many positions each row holds.
     """
 
@@ -57,32 +57,37 @@ class RowSumCache:
         n_layer, n_head, head_size = config.n_layer, config.n_head, config.head_size
         n_chunks = -(-config.block_size // CHUNK)
         self.block_size = config.block_size
-        keys = (n_layer, batch_size, n_head, n_chunks, head_size, CHUNK)
-        self.keys = torch.empty(keys, dtype=torch.float32)
-        values = (n_layer, batch_size, n_head, config.block_size, head_size)
-        self.values = torch.empty(values, dtype=torch.float32)
-        self.lengths = [0] * batch_size
+        self.rows: list[tuple[Tensor, Tensor]] = []
+        self.lengths: list[int] = []
+        self._free: list[tuple[Tensor, Tensor]] = []
+        self._shapes = (
+            (n_layer, n_head, n_chunks, head_size, CHUNK),
+            (n_layer, n_head, config.block_size, head_size),
+        )
         # Where rows and sums of rows begin, for whole buffers; a step takes parts of these.
         self._key_rows = torch.arange(n_head * n_chunks * head_size).view(n_head, n_chunks, -1)
         self._value_rows = torch.arange(n_head * config.block_size).view(n_head, -1)
         self._bags = torch.arange(n_head * n_chunks)
         self._scale = torch.full((n_chunks, 1), head_size**-0.5, dtype=torch.float32)
         self._steps: list[_Step] = []
+        self.keep([], batch_size)
 
     def write_prompt(self, row: int, layer: int, k: Tensor, v: Tensor) -> None:
         """See `Cache`."""
-        rows, n_positions = slice(row, row + len(k)), k.shape[2]
-        keys, values = self.keys[layer, rows], self.values[layer, rows]
-        for chunk, first in enumerate(range(0, n_positions, CHUNK)):
-            part = k[:, :, first : first + CHUNK].mT  # (R, H, D, at most CHUNK)
-            keys[:, :, chunk, :, : part.shape[-1]] = part
-        values[:, :, :n_positions] = v
-        self.lengths[rows] = [n_positions] * len(k)
+        n_positions = k.shape[2]
+        for b, (keys, values) in enumerate(self.rows[row : row + len(k)]):
+            for chunk, first in enumerate(range(0, n_positions, CHUNK)):
+                part = k[b, :, first : first + CHUNK].mT  # (H, D, at most CHUNK)
+                keys[layer, :, chunk, :, : part.shape[-1]] = part
+            values[layer, :, :n_positions] = v[b]
+        self.lengths[row : row + len(k)] = [n_positions] * len(k)
 
     def begin_step(self) -> Tensor:
         """See `Cache`."""
         newest = grow(self.lengths, self.block_size)
-        self._steps = [self._step(row, length) for row, length in enumerate(self.lengths)]
+        self._steps = [
+            self._step(*row, length) for row, length in zip(self.rows, self.lengths, strict=True)
+        ]
         return torch.tensor(newest)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -90,15 +95,20 @@ class RowSumCache:
         rows = [step.attend(layer, q[b], k[b], v[b]) for b, step in enumerate(self._steps)]
         return torch.stack(rows).unsqueeze(2)
 
-    def keep(self, rows: list[int]) -> None:
+    def keep(self, rows: list[int], n_more: int = 0) -> None:
         """See `Cache`."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self.lengths = [self.lengths[row] for row in rows]
+        self._free += [row for place, row in enumerate(self.rows) if place not in rows]
+        self.rows = [self.rows[row] for row in rows]
+        self.lengths = [self.lengths[row] for row in rows] + [0] * n_more
+        self._steps = []
+        while len(self.rows) < len(self.lengths):
+            keys, values = self._shapes
+            new = self._free.pop() if self._free else (_empty(keys), _empty(values))
+            self.rows.append(new)
 
-    def _step(self, row: int, length: int) -> _Step:
-        n_head, head_size = self.keys.shape[2], self.keys.shape[4]
+    def _step(self, keys: Tensor, values: Tensor, length: int) -> _Step:
+        n_head, head_size = keys.shape[1], keys.shape[3]
         n_chunks, newest = -(-length // CHUNK), length - 1
-        keys, values = self.keys[:, row], self.values[:, row]
         return _Step(
             length=length,
             keys=keys.flatten(1, 3).unbind(),
@@ -141,3 +151,7 @@ def _sum_rows(table: Tensor, rows: Tensor, bags: Tensor, weights: Tensor) -> Ten
     """Sums (n, C) of rows of a table (N, C), each times a weight; bags (n,): where sums begin."""
     out: Tensor = torch.embedding_bag(table, rows, bags, False, 0, False, weights)[0]
     return out
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32)

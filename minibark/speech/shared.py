@@ -1,0 +1,147 @@
+"""One pipeline for many threads, whose rows go through the model together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from queue import SimpleQueue
+
+from ..options import Options
+from ..pipeline import Pipeline, Row
+from ..sampling import OnStep
+from ..voice import Voice
+from .batch import MOST_ROWS
+from .continuous import ContinuousBatch
+from .ticket import Ticket
+
+
+class ClosedError(ValueError):
+    """The pipeline has been closed: it takes no rows, or has let these go."""
+
+
+class SharedPipeline(Pipeline):
+    """A pipeline whose `speak` any number of threads may call at once; a context manager.
+
+    One thread of its own drives a `ContinuousBatch`: the rows of all callers are rows of one batch,
+    join it as they come and leave it as they end. Each is what it is alone. All else, single stages
+    and `decode` too, is the other pipeline's and runs in the caller's thread. It stands where that
+    one does:
+
+        bark.pipeline = shared = SharedPipeline(bark.pipeline)
+    """
+
+    def __init__(self, pipeline: Pipeline, most: int = MOST_ROWS) -> None:
+        """`most` is as for `ContinuousBatch`."""
+        vars(self).update(vars(pipeline))  # the same modules, locks and recordings
+        self._batch = ContinuousBatch(pipeline, most)
+        self._callers: dict[Ticket, SimpleQueue[tuple[str, int, int] | Ticket]] = {}
+        self._changed = threading.Condition()
+        self._is_closed = self._must_drop = False
+        self._thread = threading.Thread(target=self._serve, name="minibark rows", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> SharedPipeline:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(finish=kind is None)
+
+    @property
+    def n_waiting(self) -> int:
+        """Rows that have not begun."""
+        return self._batch.n_waiting
+
+    @property
+    def n_live(self) -> int:
+        """Rows at work."""
+        return self._batch.n_live
+
+    def speak(
+        self, rows: Sequence[Row], options: Options, on_step: OnStep | None = None
+    ) -> list[Voice]:
+        """The three token streams of each row; waits until all are done.
+
+        Args:
+            rows: as for `Pipeline.speak`; rows without a stream, or with one stream, follow one
+                another.
+            options: of all these rows.
+            on_step: told of the progress of each row, in the caller's thread. If it raises, the
+                rows are let go at the next boundary, and nothing waits for that.
+
+        Raises:
+            ClosedError: it has been closed.
+            ValueError: coarse windows that the model has no room for.
+            Exception: what went wrong with the first row that failed; the others are let go.
+        """
+        events: SimpleQueue[tuple[str, int, int] | Ticket] = SimpleQueue()
+
+        def tell(stage: str, done: int, total: int) -> None:
+            events.put((stage, done, total))
+
+        left: list[Ticket] = []
+        try:
+            with self._changed:
+                if self._is_closed:
+                    raise ClosedError("the pipeline has been closed; it takes no more texts")
+                for row in rows:
+                    ticket = self._batch.add(row, options, tell if on_step else None)
+                    self._callers[ticket] = events
+                    left.append(ticket)
+                self._changed.notify()
+            tickets = list(left)
+            while left:
+                event = events.get()
+                if isinstance(event, Ticket):
+                    left.remove(event)
+                    if event.error:
+                        raise event.error
+                elif on_step:
+                    on_step(*event)
+        finally:
+            with self._changed:
+                for ticket in left:
+                    self._batch.drop(ticket)
+                    self._callers.pop(ticket, None)
+                self._changed.notify()
+        return [ticket.voice for ticket in tickets if ticket.voice]
+
+    def close(self, finish: bool = True) -> None:
+        """Take no more rows, and wait until those that are there are done or, else, let go.
+
+        Those who wait for rows that are let go get a `ClosedError`.
+        """
+        with self._changed:
+            self._is_closed = True
+            self._must_drop |= not finish
+            self._changed.notify()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        error: Exception = ClosedError("the pipeline has been closed; the text was not finished")
+        try:
+            while self._wait():
+                for ticket in self._batch.advance():
+                    self._answer(ticket)
+        except BaseException as fault:
+            error = RuntimeError(f"the thread that makes rows has ended: {fault}")
+            error.__cause__ = fault
+        with self._changed:
+            self._is_closed = True
+            left = list(self._callers)
+        for ticket in left:
+            self._batch.drop(ticket)
+            ticket.error = error
+            self._answer(ticket)
+
+    def _wait(self) -> bool:
+        """Wait for rows; whether there is more to do."""
+        batch = self._batch
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or batch.n_waiting + batch.n_live)
+            return not self._must_drop and bool(batch.n_waiting + batch.n_live)
+
+    def _answer(self, ticket: Ticket) -> None:
+        with self._changed:
+            events = self._callers.pop(ticket, None)
+        if events:
+            events.put(ticket)
