@@ -16,8 +16,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ..bark import Bark
+from ..speech.shared import SharedPipeline
 from .app import build
-from .front import shared
 from .speech import House
 from .stats import Stats
 from .voices import ServedVoices
@@ -103,6 +103,8 @@ def run(settings: Settings, open_bark: Callable[[], Bark], tell: Callable[[str],
     loading.on_error = server.end
     with listener:
         server.run([listener])
+    if house.stages is not None and isinstance(house.stages.pipeline, SharedPipeline):
+        house.stages.pipeline.close(finish=False)  # nothing runs but after a second signal
     if loading.error is not None:
         raise loading.error
 
@@ -163,7 +165,7 @@ class _Loading:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     bark.generate("Hello.", seed=0, max_duration_s=0.5)
-                bark.pipeline = shared(bark.pipeline, self._settings.most_running)
+                bark.pipeline = SharedPipeline(bark.pipeline, self._settings.most_running)
             except BaseException as error:
                 self.error = error
                 with contextlib.suppress(RuntimeError):

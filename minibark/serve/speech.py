@@ -19,9 +19,10 @@ from starlette.types import Message, Receive, Scope, Send
 from ..files import reason, shown
 from ..sampling import OnStep
 from ..speech.reading import Reading
+from ..speech.shared import ClosedError
 from ..speech.split import MissingExtraError
 from ..stages import Stages
-from .errors import RequestError
+from .errors import RequestError, unavailable
 from .requests import SpeechRequest, bad_value, parse
 from .sound import FORMATS, Encoder, whole
 from .stats import Served, Stats
@@ -169,6 +170,8 @@ def _refusal(error: Exception) -> RequestError:
     """What a client is told of an error."""
     if isinstance(error, RequestError):
         return error
+    if isinstance(error, ClosedError):
+        return unavailable("the server is going down")
     if isinstance(error, MissingExtraError):
         return RequestError(500, shown(error, 500), code="missing_extra")
     if isinstance(error, FileNotFoundError):
