@@ -19,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..files import reason
+from ..speech.shared import SharedPipeline
 from .errors import RequestError, json_response, unavailable
 from .speech import House, Speech, read_body
 
@@ -163,6 +164,9 @@ def build(
             "most_running": desk.most_running,
             "most_waiting": desk.most_waiting,
         }
+        pipeline = house.stages.pipeline if house.stages is not None else None
+        if isinstance(pipeline, SharedPipeline):
+            queue |= {"rows": pipeline.n_live, "rows_waiting": pipeline.n_waiting}
         return json_response({"model": house.model, "queue": queue, **house.stats.document()})
 
     return Starlette(

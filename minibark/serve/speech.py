@@ -17,11 +17,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from ..files import reason, shown
+from ..options import knobs
 from ..sampling import OnStep
 from ..speech.reading import Reading
 from ..speech.shared import ClosedError
 from ..speech.split import MissingExtraError
 from ..stages import Stages
+from ..voice import VoiceError
 from .errors import RequestError, unavailable
 from .requests import SpeechRequest, bad_value, parse
 from .sound import FORMATS, Encoder, whole
@@ -30,6 +32,7 @@ from .voices import ServedVoices
 from .work import Desk, GoneError, Job, Part
 
 _BODY_S = 30.0  # for a body to come
+_STALLED_S = 300.0  # after which a listener who takes nothing is taken for gone
 
 
 @dataclass
@@ -174,11 +177,13 @@ def _refusal(error: Exception) -> RequestError:
         return unavailable("the server is going down")
     if isinstance(error, MissingExtraError):
         return RequestError(500, shown(error, 500), code="missing_extra")
-    if isinstance(error, FileNotFoundError):
-        return RequestError(500, "a file of the model is not there", code="missing_file")
-    if isinstance(error, FloatingPointError) or not isinstance(error, ValueError):
+    if isinstance(error, FileNotFoundError | VoiceError):
+        message = "a file of the model is missing or damaged; the server's log says which"
+        return RequestError(500, message, code="bad_file")
+    if not isinstance(error, ValueError):
         return RequestError(500, "something went wrong here; the server's log says what")
-    return bad_value("input", shown(error, 500))
+    about = str(error).partition(" ")[0]
+    return bad_value(about if about in dict(knobs()) else "input", shown(error, 500))
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -214,10 +219,11 @@ class _Answer:
         self.has_begun = self.has_ended = self.is_sse = False
 
     async def send(self, message: Message) -> None:
-        """Send; GoneError: there is nobody any more."""
+        """Send; GoneError: there is nobody any more, or nobody who takes it."""
         try:
-            await self._send(message)
-        except OSError as error:
+            async with asyncio.timeout(_STALLED_S):
+                await self._send(message)
+        except OSError as error:  # TimeoutError is one
             raise GoneError from error
 
     async def begin(self, asked: SpeechRequest, first: Part, sample_rate: int) -> None:

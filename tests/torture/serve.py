@@ -64,6 +64,11 @@ def status_of(server: Server, body: bytes) -> int:
     return status
 
 
+def is_idle(stats: dict) -> bool:
+    """Whether no request and no row of one is left."""
+    return not any(stats["queue"][name] for name in ("running", "waiting", "rows", "rows_waiting"))
+
+
 def figures(server: Server) -> tuple[int, float]:
     """Open files, and resident memory in MB."""
     place = f"/proc/{server.process.pid}"
@@ -95,7 +100,7 @@ def main() -> None:
     with serving("--queue", "4") as server:
         for _ in range(20):
             drop(server, source)
-        idle = server.until(lambda s: not s["queue"]["running"] + s["queue"]["waiting"])
+        idle = server.until(is_idle)
         files, memory = figures(server)
         statuses: Counter[int] = Counter()
         for body in odd_bodies(source, args.bodies):
@@ -104,7 +109,7 @@ def main() -> None:
         for _ in range(args.drops):
             drop(server, source)
         begin = time.monotonic()
-        idle = server.until(lambda s: not s["queue"]["running"] + s["queue"]["waiting"])
+        idle = server.until(is_idle)
         waited_s = time.monotonic() - begin
         time.sleep(1)
         files_after, memory_after = figures(server)
