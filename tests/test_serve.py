@@ -10,6 +10,7 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import wave
@@ -17,7 +18,7 @@ import wave
 import numpy as np
 import pytest
 import soundfile
-from serving import serving
+from serving import Server, serving
 from torture.serve import is_idle, odd_bodies, status_of
 
 from minibark import Bark, LongOptions, Options
@@ -455,6 +456,30 @@ def test_the_end_lets_what_runs_be_heard(pieces):
         kept.close()
         assert server.process.wait(30) == 0
         assert np.array_equal(samples(heard[0][2]), rounded(np.concatenate(pieces)))
+
+
+def test_a_signal_while_it_loads_ends_it_well():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "minibark", "serve", "--model", "tiny", "--port", str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    server = Server(process, port=port)
+    try:
+        while True:
+            with contextlib.suppress(OSError):
+                status, headers, content = server.ask("GET", "/health")
+                break
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        if status != 200:  # it is quick
+            assert (status, headers["retry-after"]) == (503, "2")
+            assert json.loads(content)["error"]["code"] == "loading"
+        assert process.wait(30) == 0
+        assert "terminate" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.stderr.close()
 
 
 def test_what_cannot_be_served_is_told_in_one_line(tmp_path, capsys):

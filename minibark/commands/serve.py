@@ -82,4 +82,5 @@ def _run(args: argparse.Namespace) -> None:
         uploads=args.uploads,
         most_bytes=args.max_body << 10,
     )
-    run(settings, lambda: open_bark(args), (lambda line: None) if args.quiet else tell)
+    if not run(settings, lambda: open_bark(args), (lambda line: None) if args.quiet else tell):
+        os._exit(0)

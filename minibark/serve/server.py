@@ -55,13 +55,17 @@ class Settings:
     most_bytes: int = 1 << 18
 
 
-def run(settings: Settings, open_bark: Callable[[], Bark], tell: Callable[[str], None]) -> None:
+def run(settings: Settings, open_bark: Callable[[], Bark], tell: Callable[[str], None]) -> bool:
     """Serve until SIGINT or SIGTERM, then let what runs end; a second signal ends it at once.
 
     Args:
         settings: how.
         open_bark: opens the model; it is called in a thread once the port is taken.
         tell: says a line to whoever runs the server.
+
+    Returns:
+        Whether all work has ended. Else a thread is inside the model still, or loads it, and the
+        interpreter had better not be taken down around it.
 
     Raises:
         OSError: the port cannot be had.
@@ -107,6 +111,7 @@ def run(settings: Settings, open_bark: Callable[[], Bark], tell: Callable[[str],
         house.stages.pipeline.close(finish=False)  # nothing runs but after a second signal
     if loading.error is not None:
         raise loading.error
+    return loading.has_ended and not house.desk.n_running
 
 
 class _Server(uvicorn.Server):
@@ -151,6 +156,7 @@ class _Loading:
     ) -> None:
         self._settings, self._open, self._house, self._place = settings, open_bark, house, place
         self.error: BaseException | None = None
+        self.has_ended = False
         self.on_error: Callable[[], None] = lambda: None
 
     @contextlib.asynccontextmanager
@@ -167,11 +173,12 @@ class _Loading:
                     bark.generate("Hello.", seed=0, max_duration_s=0.5)
                 bark.pipeline = SharedPipeline(bark.pipeline, self._settings.most_running)
             except BaseException as error:
-                self.error = error
+                self.error, self.has_ended = error, True
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(self.on_error)
                 return
             self._house.stages, self._house.voices = bark, voices
+            self.has_ended = True
             self._house.tell(f"{self._settings.model} listens on http://{self._place}/")
 
         threading.Thread(target=load, name="minibark-loading", daemon=True).start()

@@ -140,7 +140,7 @@ class Speech:
         async with house.desk.place() as waited_s:
             start = time.perf_counter()
             job = Job(Saying(stages, voices, asked, names).parts)
-            job.start()
+            job.start(house.desk.threads)
             try:
                 first_s, n_samples = await _send(job, asked, answer, stages.sample_rate, arrived)
             finally:

@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..sampling import OnStep
@@ -41,7 +42,7 @@ class Part:
 
 
 class Job:
-    """One request's sound, made in a thread of its own."""
+    """One request's sound, made in a thread that does nothing else meanwhile."""
 
     def __init__(self, make: Callable[[OnStep], Iterator[Part]]) -> None:
         """`make` is called in the thread; its callback raises when the listener has gone."""
@@ -51,9 +52,9 @@ class Job:
         self._gone = threading.Event()
         self.ended = asyncio.Event()
 
-    def start(self) -> None:
-        """Begin."""
-        threading.Thread(target=self._run, name="minibark-listener", daemon=True).start()
+    def start(self, threads: Executor) -> None:
+        """Begin in one of these threads, of which one must be free."""
+        threads.submit(self._run)
 
     def stop(self) -> None:
         """Let the work end at its next step; `ended` tells when it has."""
@@ -99,11 +100,14 @@ class Desk:
     Attributes:
         n_running: requests that are being worked at.
         n_waiting: requests that wait.
+        threads: one for each request that runs. They stay: torch and the allocator keep memory for
+            every thread that there ever was.
     """
 
     def __init__(self, most_running: int, most_waiting: int) -> None:
         self.most_running, self.most_waiting = most_running, most_waiting
         self.n_running = self.n_waiting = 0
+        self.threads = ThreadPoolExecutor(most_running, "minibark-listener")
         self._free = asyncio.Semaphore(most_running)
         self._closing = asyncio.Event()
         self._idle = asyncio.Event()
