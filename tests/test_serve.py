@@ -250,7 +250,6 @@ def test_two_at_once_get_what_they_get_alone(server):
     threads = [threading.Thread(target=listen, args=(index,)) for index in range(2)]
     for thread in threads:
         thread.start()
-    server.until(lambda s: s["queue"]["rows"] == 2)
     for thread in threads:
         thread.join()
     assert [together[0], together[1]] == alone and alone[0] != alone[1]
@@ -263,6 +262,7 @@ def test_who_is_too_many_is_told_at_once_and_who_goes_ends_his_work(server):
         for n in range(3):  # two are spoken, one waits
             stack.enter_context(server.open(body))
             server.until(lambda s, n=n: s["queue"]["running"] + s["queue"]["waiting"] == n + 1)
+        server.until(lambda s: s["queue"]["rows"] == 2)  # they are in one batch
         begin = time.monotonic()
         status, headers, content = server.speak(ONE)
         assert status == 429 and int(headers["retry-after"]) >= 1
