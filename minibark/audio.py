@@ -68,7 +68,7 @@ def encode_audio(
         raise ValueError(f"sample_rate must be in [1, {_MAX_SAMPLE_RATE}] Hz, got {sample_rate}")
     if suffix not in (".wav", ".ogg") and not len(samples):
         raise ValueError(f"there is no audio, and nothing opens a {suffix} without any; use .wav")
-    pcm = _pcm(samples)
+    pcm = pcm16(samples)
     buffer = io.BytesIO()
     try:
         with soundfile.SoundFile(
@@ -102,7 +102,7 @@ class AudioStream:
 
     def write(self, audio: np.ndarray[Any, Any]) -> None:
         """Write (N,) floats in [-1, 1], and let the reader have them."""
-        content = _pcm(audio).astype("<i2").tobytes()
+        content = pcm16(audio).astype("<i2").tobytes()
         self._file.write(content)
         self._file.flush()
         self._n_bytes += len(content)
@@ -135,7 +135,7 @@ def _appends(file: BinaryIO) -> bool:
     return bool(fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_APPEND)
 
 
-def _pcm(audio: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int16]]:
+def pcm16(audio: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int16]]:
     """Samples (N,) as 16-bit numbers; louder ones are clipped."""
     loud = np.clip(audio, -1, 1).astype(np.float64)
     samples: np.ndarray[Any, np.dtype[np.int16]] = np.rint(loud * 32767).astype(np.int16)

@@ -212,6 +212,20 @@ def test_bulk_times_whole_jobs() -> None:
     assert joined["times_faster"] == pytest.approx(faster)
 
 
+def test_serve_times_listeners() -> None:
+    options = ("--texts", 4, "--longest-s", 0.1, "--warmup", 0, "--listeners", 1, 3)
+    document = closing_json(run("bench_serve.py", *RANDOM, *options))
+    one, three = document["results"]
+    assert (one["listeners"], three["listeners"]) == (1, 3)
+    assert one["requests"] == three["requests"] == 4
+    assert one["audio_s"] == pytest.approx(three["audio_s"])
+    assert 4 * 0.09 < one["audio_s"]
+    for result in (one, three):
+        assert 0 < result["first_sound_s"]["median"] <= result["first_sound_s"]["p99"]
+        assert result["audio_per_s"] == pytest.approx(result["audio_s"] / result["wall_s"])
+    assert three["times_first"] == pytest.approx(three["audio_per_s"] / one["audio_per_s"])
+
+
 def test_decode_times_steps_and_passes_against_limits() -> None:
     options = ("--steps", 2, "--precision", "float32", "int8", "--rows", 1, 2)
     document = closing_json(run("bench_decode.py", *RANDOM, *options))

@@ -36,7 +36,15 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_has_every_module_and_nothing_else(wheel):
     tracked = subprocess.run(
-        ["git", "ls-files", "minibark/*.py", "minibark/study", "kernels/*.py", "weights/tiny"],
+        [
+            "git",
+            "ls-files",
+            "minibark/*.py",
+            "minibark/serve",
+            "minibark/study",
+            "kernels/*.py",
+            "weights/tiny",
+        ],
         cwd=ROOT,
         check=True,
         capture_output=True,
@@ -205,7 +213,8 @@ def test_import_does_nothing_beyond_importing():
         "after = (torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32,"
         " torch.get_default_dtype(), torch.random.initial_seed(), dict(os.environ))\n"
         "assert before == after\n"
-        "heavy = {'huggingface_hub', 'soundfile', 'triton', 'transformers', 'tqdm', 'sentencex'}\n"
+        "heavy = {'huggingface_hub', 'soundfile', 'triton', 'transformers', 'tqdm', 'sentencex',"
+        " 'starlette', 'uvicorn'}\n"
         "loaded = heavy & (set(sys.modules) - torch_modules)\n"
         "assert not loaded, loaded\n"
     )

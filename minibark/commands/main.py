@@ -14,7 +14,7 @@ from .._version import __version__
 from ..files import is_out_of_memory, reason, shown
 from ..options import knobs
 from ..speech.split import MissingExtraError
-from . import batch, cache, convert, detect, ends, info, inspect, say, voices
+from . import batch, cache, convert, detect, ends, info, inspect, say, serve, voices
 from .shared import Parser, checkpoint_parser, general_parser, naming_stdout, tell
 
 EXAMPLES = """examples:
@@ -27,6 +27,7 @@ EXAMPLES = """examples:
   minibark say "Go on." --voice narrator.npz --save-voice narrator-2.npz -o next.flac
   minibark batch manifest.jsonl clips/ --model tiny --voice female
   minibark inspect "Hello, my name is Bark." --model tiny --voice female --seed 0 -o hello.html
+  minibark serve --model tiny
   minibark voices --model suno/bark-small
   minibark voices female --model tiny -o preview.wav
   minibark convert suno/bark-small ./bark-small --precision bfloat16
@@ -143,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minibark {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     opens = checkpoint_parser()
-    for command in (say, batch, inspect, voices, convert, info):
+    for command in (say, serve, batch, inspect, voices, convert, info):
         command.add_to(commands, opens)
     for other in (detect, cache):
         other.add_to(commands, general_parser())

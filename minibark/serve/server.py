@@ -1,0 +1,204 @@
+"""The running server: it binds, loads, serves, and ends when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import threading
+import warnings
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from ..bark import Bark
+from ..speech.shared import SharedPipeline
+from .app import build
+from .speech import House
+from .stats import Stats
+from .voices import ServedVoices
+from .work import Desk
+
+_IDLE_S = 20  # after which a connection without a request is closed
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to serve.
+
+    Attributes:
+        model: the name under which it is listed.
+        host: where to listen.
+        port: where to listen; 0 is any that is free.
+        voice: who speaks where a request names nobody; None is nobody in particular.
+        most_running: requests that are spoken together.
+        most_waiting: requests that wait; beyond them 429.
+        key: which requests must bring; None is none.
+        origins: pages of other places that may use it.
+        uploads: whether voices can be sent.
+        most_bytes: of a request's body.
+    """
+
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    voice: str | None = None
+    most_running: int = 8
+    most_waiting: int = 32
+    key: str | None = None
+    origins: tuple[str, ...] = ()
+    uploads: bool = False
+    most_bytes: int = 1 << 18
+
+
+def run(settings: Settings, open_bark: Callable[[], Bark], tell: Callable[[str], None]) -> bool:
+    """Serve until SIGINT or SIGTERM, then let what runs end; a second signal ends it at once.
+
+    Args:
+        settings: how.
+        open_bark: opens the model; it is called in a thread once the port is taken.
+        tell: says a line to whoever runs the server.
+
+    Returns:
+        Whether all work has ended. Else a thread is inside the model still, or loads it, and the
+        interpreter had better not be taken down around it.
+
+    Raises:
+        OSError: the port cannot be had.
+        Exception: what `open_bark` raises.
+    """
+    listener = _bound(settings.host, settings.port)
+    place = _address(listener)
+    if not _is_loopback(listener) and settings.key is None:
+        tell(f"warning: whoever reaches {place} can use it; --api-key sets a key")
+    house = House(
+        settings.model,
+        Desk(settings.most_running, settings.most_waiting),
+        Stats(),
+        tell,
+        settings.most_bytes,
+    )
+    loading = _Loading(settings, open_bark, house, place)
+    app = build(
+        house,
+        key=settings.key,
+        origins=settings.origins,
+        uploads=settings.uploads,
+        lifespan=loading.lifespan,
+    )
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_IDLE_S,
+        lifespan="on",
+        ws="none",
+        http="h11",
+        loop="asyncio",
+    )
+    server = _Server(config, house)
+    loading.on_error = server.end
+    with listener:
+        server.run([listener])
+    if house.stages is not None and isinstance(house.stages.pipeline, SharedPipeline):
+        house.stages.pipeline.close(finish=False)  # nothing runs but after a second signal
+    if loading.error is not None:
+        raise loading.error
+    return loading.has_ended and not house.desk.n_running
+
+
+class _Server(uvicorn.Server):
+    """Ends by way of the desk: what runs is heard to its end, what comes meanwhile gets a 503."""
+
+    def __init__(self, config: uvicorn.Config, house: House) -> None:
+        super().__init__(config)
+        self._house = house
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending: asyncio.Future[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on sockets that listen."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal, which is not passed on: the process ends with 0."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.end)
+
+    def end(self) -> None:
+        """Begin to end or, the second time, end; to be called in the loop's thread."""
+        if self._ending is not None:
+            self.force_exit = self.should_exit = True
+        else:
+            self._ending = asyncio.ensure_future(self._end())
+
+    async def _end(self) -> None:
+        if self._house.stages is not None and self._house.desk.n_running:
+            n = self._house.desk.n_running
+            self._house.tell(f"going down once {n} running request{'s' * (n > 1)} ended")
+        await self._house.desk.close()
+        self.should_exit = True
+
+
+class _Loading:
+    """Loads the model beside the running server."""
+
+    def __init__(
+        self, settings: Settings, open_bark: Callable[[], Bark], house: House, place: str
+    ) -> None:
+        self._settings, self._open, self._house, self._place = settings, open_bark, house, place
+        self.error: BaseException | None = None
+        self.has_ended = False
+        self.on_error: Callable[[], None] = lambda: None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Load while the server runs."""
+        loop = asyncio.get_running_loop()
+
+        def load() -> None:
+            try:
+                bark = self._open()
+                voices = ServedVoices(bark, self._settings.voice)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    bark.generate("Hello.", seed=0, max_duration_s=0.5)
+                bark.pipeline = SharedPipeline(bark.pipeline, self._settings.most_running)
+            except BaseException as error:
+                self.error, self.has_ended = error, True
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self.on_error)
+                return
+            self._house.stages, self._house.voices = bark, voices
+            self.has_ended = True
+            self._house.tell(f"{self._settings.model} listens on http://{self._place}/")
+
+        threading.Thread(target=load, name="minibark-loading", daemon=True).start()
+        yield
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that listens."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=256)
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise OSError(f"cannot listen on {host}:{port}: {why}; choose another --port") from error
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback

@@ -1,0 +1,321 @@
+"""`POST /v1/audio/speech`: a request to sound that leaves as it is made."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import json
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive, Scope, Send
+
+from ..files import reason, shown
+from ..options import knobs
+from ..sampling import OnStep
+from ..speech.reading import Reading
+from ..speech.shared import ClosedError
+from ..speech.split import MissingExtraError
+from ..stages import Stages
+from ..voice import VoiceError
+from .errors import RequestError, unavailable
+from .requests import SpeechRequest, bad_value, parse
+from .sound import FORMATS, Encoder, whole
+from .stats import Served, Stats
+from .voices import ServedVoices
+from .work import Desk, GoneError, Job, Part
+
+_BODY_S = 30.0  # for a body to come
+_STALLED_S = 300.0  # after which a listener who takes nothing is taken for gone
+
+
+@dataclass
+class House:
+    """What requests share.
+
+    Attributes:
+        stages: the Bark that speaks; None while it loads.
+        voices: those that can be named; None while it loads.
+        model: the name under which it is listed.
+        desk: who is served when.
+        stats: what has become of requests.
+        tell: says a line to whoever runs the server.
+        most_bytes: of a body.
+    """
+
+    model: str
+    desk: Desk
+    stats: Stats
+    tell: Callable[[str], None]
+    most_bytes: int
+    stages: Stages | None = None
+    voices: ServedVoices | None = None
+
+    def ready(self) -> tuple[Stages, ServedVoices]:
+        """The Bark and its voices; RequestError: 503, it loads still."""
+        if self.stages is None or self.voices is None:
+            raise RequestError(503, "the model is being loaded", code="loading", retry_after_s=2)
+        return self.stages, self.voices
+
+
+async def read_body(request: Request, most_bytes: int) -> bytes:
+    """The body, of whatever length it says it is.
+
+    Raises:
+        RequestError: 413 it is larger, found while it comes; 400 it did not come in time.
+    """
+    said = request.headers.get("content-length", "0")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            if said.isascii() and said.isdigit() and len(said) < 20 and int(said) > most_bytes:
+                raise _too_large(most_bytes)
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most_bytes:
+                    raise _too_large(most_bytes)
+    except TimeoutError:
+        message = f"the body did not come within {_BODY_S:.0f} s"
+        raise RequestError(400, message, code="slow_body") from None
+    return bytes(body)
+
+
+def _too_large(most_bytes: int) -> RequestError:
+    message = f"the body may have {most_bytes} bytes; say a longer text in parts"
+    return RequestError(413, message, code="too_large")
+
+
+class Speech:
+    """The endpoint, an ASGI application."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; when its listener goes, so does the work."""
+        answer = _Answer(send)
+        work: asyncio.Future[None] | None = None
+        gone: asyncio.Future[None] | None = None
+        try:
+            arrived = time.perf_counter()
+            house = self._house
+            house.ready()
+            asked = await self._read(Request(scope, receive))
+            work = asyncio.ensure_future(self._speak(asked, answer, arrived))
+            gone = asyncio.ensure_future(_disconnected(receive))
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not (work.done() or answer.has_ended):
+                raise GoneError
+            await work
+        except (GoneError, ClientDisconnect):
+            self._house.stats.count("gone")
+        except Exception as error:
+            await self._refuse(error, answer, scope, receive)
+        finally:
+            for task in filter(None, (work, gone)):
+                task.cancel()
+            if work is not None:
+                await asyncio.wait((work,))
+
+    async def _read(self, request: Request) -> SpeechRequest:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # which a page of another site cannot send unasked
+            message = "Content-Type must be application/json"
+            raise RequestError(400, f"{message}, got {shown(kind, 60)!r}", code="bad_type")
+        return parse(await read_body(request, self._house.most_bytes))
+
+    async def _speak(self, asked: SpeechRequest, answer: _Answer, arrived: float) -> None:
+        house = self._house
+        stages, voices = house.ready()
+        names = {"": voices.default if asked.voice is None else voices.find(asked.voice)}
+        if asked.speakers:
+            found = ((who, voices.find(name, "speaker")) for who, name in asked.speakers.items())
+            names = dict(found)
+        async with house.desk.place() as waited_s:
+            start = time.perf_counter()
+            job = Job(Saying(stages, voices, asked, names).parts)
+            job.start(house.desk.threads)
+            try:
+                first_s, n_samples = await _send(job, asked, answer, stages.sample_rate, arrived)
+            finally:
+                job.stop()
+                await job.ended.wait()
+            work_s, audio_s = time.perf_counter() - start, n_samples / stages.sample_rate
+        house.stats.served(Served(first_s, waited_s, audio_s, work_s))
+        who = ", ".join(shown(name, 40) for name in names.values() if name) or "no voice"
+        house.tell(
+            f"{len(asked.text)} characters, {who}: {audio_s:.1f} s of {asked.audio_format} in "
+            f"{work_s:.1f} s, the first after {first_s:.1f} s"
+        )
+
+    async def _refuse(
+        self, error: Exception, answer: _Answer, scope: Scope, receive: Receive
+    ) -> None:
+        """Answer with what went wrong or, where sound has gone out, end without an end."""
+        refusal = _refusal(error)
+        self._house.stats.count(refusal.status)
+        if refusal.status == 500:
+            self._house.tell(f"{type(error).__name__}: {reason(error)}")
+        if not answer.has_begun:
+            await refusal.response()(scope, receive, answer.send)
+        elif answer.is_sse:
+            await answer.event({"type": "error", **refusal.document()})
+            await answer.end()
+
+
+def _refusal(error: Exception) -> RequestError:
+    """What a client is told of an error."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, ClosedError):
+        return unavailable("the server is going down")
+    if isinstance(error, MissingExtraError):
+        return RequestError(500, shown(error, 500), code="missing_extra")
+    if isinstance(error, FileNotFoundError | VoiceError):
+        message = "a file of the model is missing or damaged; the server's log says which"
+        return RequestError(500, message, code="bad_file")
+    if not isinstance(error, ValueError):
+        return RequestError(500, "something went wrong here; the server's log says what")
+    about = str(error).partition(" ")[0]
+    return bad_value(about if about in dict(knobs()) else "input", shown(error, 500))
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send(
+    job: Job, asked: SpeechRequest, answer: _Answer, sample_rate: int, arrived: float
+) -> tuple[float, int]:
+    """Send the sound of a job: when the first of it went out, in seconds, and its samples."""
+    first_s, n_samples, usage = 0.0, 0, Counter(input_tokens=0, output_tokens=0)
+    while (part := await job.next()) is not None:
+        n_samples += part.n_samples
+        usage.update(input_tokens=part.n_text_tokens, output_tokens=part.n_tokens)
+        if part.content:
+            if not answer.has_begun:
+                first_s = time.perf_counter() - arrived
+                await answer.begin(asked, part, sample_rate)
+            await answer.sound(part)
+    if answer.is_sse:
+        done = {**usage, "total_tokens": usage.total()}
+        await answer.event({"type": "speech.audio.done", "usage": done})
+    await answer.end()
+    return first_s, n_samples
+
+
+class _Answer:
+    """The answer as it goes out: sound, or events that have it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_begun = self.has_ended = self.is_sse = False
+
+    async def send(self, message: Message) -> None:
+        """Send; GoneError: there is nobody any more, or nobody who takes it."""
+        try:
+            async with asyncio.timeout(_STALLED_S):
+                await self._send(message)
+        except OSError as error:  # TimeoutError is one
+            raise GoneError from error
+
+    async def begin(self, asked: SpeechRequest, first: Part, sample_rate: int) -> None:
+        """Send the head, which says nothing of a length unless all the sound is there."""
+        self.has_begun, self.is_sse = True, asked.is_sse
+        headers = {
+            "content-type": "text/event-stream" if asked.is_sse else FORMATS[asked.audio_format],
+            "cache-control": "no-store",
+            "x-accel-buffering": "no",  # nginx would hold sound back
+            "x-sample-rate": str(sample_rate),
+            "x-seed": str(first.seed),
+        }
+        if first.is_all and not asked.is_sse:
+            headers["content-length"] = str(len(first.content))
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": 200, "headers": raw})
+
+    async def sound(self, part: Part) -> None:
+        """Send bytes of sound."""
+        if self.is_sse:
+            audio = base64.b64encode(part.content).decode()
+            await self.event({"type": "speech.audio.delta", "audio": audio})
+        elif part.is_all:
+            await self.end(part.content)
+        else:
+            await self.send(_body(part.content, True))
+
+    async def event(self, document: dict[str, Any]) -> None:
+        """Send a server-sent event."""
+        await self.send(_body(f"data: {json.dumps(document)}\n\n".encode(), True))
+
+    async def end(self, content: bytes = b"") -> None:
+        """Send the end, if it has not gone out."""
+        if not self.has_ended:
+            self.has_ended = True
+            await self.send(_body(content, False))
+
+
+def _body(content: bytes, more: bool) -> Message:
+    return {"type": "http.response.body", "body": content, "more_body": more}
+
+
+class Saying:
+    """What a job's thread does: read the request's text, say it, put it into a format."""
+
+    def __init__(
+        self,
+        stages: Stages,
+        voices: ServedVoices,
+        asked: SpeechRequest,
+        names: Mapping[str, str | None],
+    ) -> None:
+        """`names` has each speaker's voice; a text's speaker is ""."""
+        self._stages, self._voices, self._asked, self._names = stages, voices, asked, names
+
+    def parts(self, on_step: OnStep) -> Iterator[Part]:
+        """Each piece's sound, as soon as it is made.
+
+        Raises:
+            ValueError: a text that cannot be said, or options that do not fit the model.
+            RequestError: 500, the model made no sound.
+        """
+        on_step("", 0, 0)
+        rate, audio_format = self._stages.sample_rate, self._asked.audio_format
+        reading = self._reading()
+        encoder: Encoder | None = None
+        for index, spoken in enumerate(reading.pieces(on_step, 1)):
+            audio = reading.with_silences(index, spoken)
+            facts = (len(audio), spoken.piece.n_tokens, len(spoken.voice.semantic), spoken.seed)
+            if len(reading.turns) == 1 and len(audio):
+                yield Part(whole(audio, rate, audio_format), *facts, is_all=True)
+                return
+            if len(audio):
+                encoder = encoder or Encoder(rate, audio_format)
+                yield Part(encoder.write(audio), *facts)
+        if encoder is None:
+            message = "the model ended the text at its first step: no sound. Try another seed"
+            raise RequestError(500, message, code="no_sound")
+        yield Part(encoder.close())
+
+    def _reading(self) -> Reading:
+        """The pieces, as `minibark say -o -` has them."""
+        asked, options, plan = self._asked, self._asked.options, self._asked.plan
+        has_seed = options.seed is not None
+        if not has_seed:
+            options = dataclasses.replace(options, seed=secrets.randbelow(2**31))
+        voices = {who: self._voices.load(name) for who, name in self._names.items()}
+        if asked.speakers:
+            return Reading(self._stages, options, plan).dialog(asked.text, voices)
+        reading = Reading(self._stages, options, plan).text(asked.text, voices[""])
+        if not reading.is_one:
+            return reading.begin_short()
+        if has_seed:  # what the seed gives is what is wanted, as `minibark say` makes it
+            plan = dataclasses.replace(plan, retries=0)
+        return Reading(self._stages, options, plan).text(asked.text, voices[""])

@@ -1,0 +1,124 @@
+"""A live server against 5,000 odd bodies and 200 connections that are dropped at random moments.
+
+    python tests/torture/serve.py [--bodies N] [--drops N]
+
+No body may bring anything but sound or a named error; afterwards no request runs, no file
+descriptor is left and memory is flat within 5 %. Prints the figures.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from serving import Server, serving
+
+NAMES = (
+    *("input", "voice", "response_format", "speed", "stream_format", "speaker", "temperature"),
+    *("seed", "top_k", "top_p", "min_eos_p", "history", "silence_s", "retries", "language"),
+    *("model", "instructions", "normalize", "max_duration_s", "goal", "sliding_window_len"),
+)
+VALUES = (
+    *(None, True, False, 0, -1, 1, 2**63, -(2**70), 0.5, 1e308, "", " ", "x", "\x00", "\ud800"),
+    *("\u202e", "mp3", "aac", "sse", "/etc/passwd", "..", [], {}, [[]], {"id": 1}, {"": ""}),
+    *({"id": "female"}, {"Ann": "male"}, "[pause:1s]", "[pause:1000s]", "\n", "{}", "none"),
+)
+
+
+def odd_bodies(source, n):
+    """Bodies that are no JSON, lack words or have a bad value; a changed byte may make words."""
+    for _ in range(n):
+        body = {source.choice(NAMES): source.choice(VALUES) for _ in range(source.randint(0, 5))}
+        kind = source.randrange(5)
+        if kind == 0:  # an unknown key
+            body[source.choice(("inputs", "Voice", "", "seed ", "__class__"))] = 1
+        elif kind == 1:  # words, and a value that no field has
+            body |= {"input": "Hi.", source.choice(NAMES[1:]): [["bad"]]}
+        else:
+            body["input"] = source.choice((None, "", "  ", 3, [], "\ud800", "[pause:1s]", "..."))
+        content = json.dumps(body).encode()
+        if kind == 2:
+            content = content[: source.randrange(len(content))]
+        elif kind == 3:
+            place = source.randrange(len(content))
+            content = content[:place] + bytes([source.randrange(256)]) + content[place + 1 :]
+            if b"input" in content and b'"input": "' in content:
+                content += b"}"
+        yield content
+
+
+def status_of(server: Server, body: bytes) -> int:
+    """The status of an answer; what is not sound must be an error object with a message."""
+    status, _, content = server.speak(body)
+    if status != 200:
+        error = json.loads(content)["error"]
+        assert set(error) == {"message", "type", "param", "code"}, (body, error)
+        assert error["message"].isprintable(), (body, error)
+    assert status in (200, 400, 404, 422), (body, status)
+    return status
+
+
+def is_idle(stats: dict) -> bool:
+    """Whether no request and no row of one is left."""
+    return not any(stats["queue"][name] for name in ("running", "waiting", "rows", "rows_waiting"))
+
+
+def figures(server: Server) -> tuple[int, float]:
+    """Open files, and resident memory in MB."""
+    place = f"/proc/{server.process.pid}"
+    with open(f"{place}/statm") as file:
+        pages = int(file.read().split()[1])
+    return len(os.listdir(f"{place}/fd")), pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def drop(server: Server, source: random.Random) -> None:
+    """Ask for a long text, hear some of it, and go."""
+    text = "I go on and on, whatever you may say to me. " * source.randint(1, 8)
+    asked = {"input": text, "voice": "female", "response_format": source.choice(("pcm", "mp3"))}
+    with server.open(json.dumps(asked).encode()) as connection:
+        connection.settimeout(source.uniform(0.01, 1.5))
+        try:
+            while connection.recv(65536):
+                if source.random() < 0.2:
+                    break
+        except TimeoutError:
+            pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bodies", type=int, default=5000)
+    parser.add_argument("--drops", type=int, default=200)
+    args = parser.parse_args()
+    source = random.Random(0)
+    with serving("--queue", "4") as server:
+        for _ in range(20):
+            drop(server, source)
+        idle = server.until(is_idle)
+        files, memory = figures(server)
+        statuses: Counter[int] = Counter()
+        for body in odd_bodies(source, args.bodies):
+            statuses[status_of(server, body)] += 1
+        print(f"{args.bodies} odd bodies: {dict(statuses)}")
+        for _ in range(args.drops):
+            drop(server, source)
+        begin = time.monotonic()
+        idle = server.until(is_idle)
+        waited_s = time.monotonic() - begin
+        time.sleep(1)
+        files_after, memory_after = figures(server)
+        print(f"{args.drops} dropped: {idle['requests']}; idle after {waited_s:.2f} s")
+        print(f"files {files} -> {files_after}, memory {memory:.0f} -> {memory_after:.0f} MB")
+        assert files_after <= files
+        assert memory_after <= 1.05 * memory
+        assert server.end() == 0
+
+
+if __name__ == "__main__":
+    main()
