@@ -468,6 +468,28 @@ def test_a_listener_who_goes_takes_none_along(bark):
         assert shared.n_live == shared.n_waiting == 0
 
 
+def test_a_listener_whose_row_waits_can_go(bark, decoding_by):
+    go_on, job = threading.Event(), Job(1, [2], allow_early_stop=False)
+
+    class Slow(CachedDecoder):
+        def prefill(self, prompts, ids):
+            assert go_on.wait(60)
+            return super().prefill(prompts, ids)
+
+    def leave(*_: object) -> None:
+        raise BrokenPipeError("gone")
+
+    expected = job.alone(bark)[0]
+    decoding_by(Slow)
+    with SharedPipeline(bark.pipeline, most=1) as shared, ThreadPoolExecutor(1) as pool:
+        one = pool.submit(shared.speak, [job.row()], job.options)
+        with pytest.raises(BrokenPipeError, match="gone"):
+            shared.speak([job.row()], job.options, leave)
+        assert not one.done()
+        go_on.set()
+        assert_same_voice(one.result()[0], expected)
+
+
 def test_what_goes_wrong_is_raised_where_it_belongs(bark):
     with SharedPipeline(bark.pipeline) as shared:
         with pytest.raises(ValueError, match="max_coarse_history must be"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from ..options import Options
 from ..pipeline import Pipeline, Row
@@ -13,6 +13,9 @@ from ..voice import Voice
 from .batch import MOST_ROWS
 from .continuous import ContinuousBatch
 from .ticket import Ticket
+
+
+_TOLD_AGAIN_S = 0.5  # after which a listener whose rows wait is asked whether he is there still
 
 
 class ClosedError(ValueError):
@@ -65,8 +68,9 @@ class SharedPipeline(Pipeline):
             rows: as for `Pipeline.speak`; rows without a stream, or with one stream, follow one
                 another.
             options: of all these rows.
-            on_step: told of the progress of each row, in the caller's thread. If it raises, the
-                rows are let go at the next boundary, and nothing waits for that.
+            on_step: told of the progress of each row, in the caller's thread, and while there is
+                none of the last again. If it raises, the rows are let go at the next boundary, and
+                nothing waits for that.
 
         Raises:
             ClosedError: it has been closed.
@@ -89,13 +93,18 @@ class SharedPipeline(Pipeline):
                     left.append(ticket)
                 self._changed.notify()
             tickets = list(left)
+            last = ("semantic", 0, 1)
             while left:
-                event = events.get()
+                try:
+                    event = events.get(timeout=_TOLD_AGAIN_S if on_step else None)
+                except Empty:
+                    event = last
                 if isinstance(event, Ticket):
                     left.remove(event)
                     if event.error:
                         raise event.error
                 elif on_step:
+                    last = event
                     on_step(*event)
         finally:
             with self._changed:
