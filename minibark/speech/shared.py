@@ -14,7 +14,6 @@ from .batch import MOST_ROWS
 from .continuous import ContinuousBatch
 from .ticket import Ticket
 
-
 _TOLD_AGAIN_S = 0.5  # after which a listener whose rows wait is asked whether he is there still
 
 
