@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import random
+import re
 import shutil
 import socket
 import struct
@@ -398,6 +399,29 @@ def test_the_page_and_its_policy(server):
         ] or (path != "/")
         size += len(content)
     assert size <= 25_000
+
+
+def test_a_study_page_is_of_the_very_sound(server, bark):
+    assert server.ask("POST", "/study", ONE, Authorization="")[0] == 401
+    for wrong, param in (
+        ({**ONE, "seed": None}, "seed"),
+        ({**LONG, "seed": 1}, "input"),
+        ({**ONE, "speaker": {"A": "male"}}, "speaker"),
+        ({**ONE, "temperature": -1}, "temperature"),
+    ):
+        status, _, content = server.ask("POST", "/study", wrong)
+        assert (status, json.loads(content)["error"]["param"]) == (422, param)
+    status, _, content = server.ask("POST", "/study", ONE)
+    assert status == 200
+    place = json.loads(content)["url"]
+    status, headers, content = server.ask("GET", f"/{place}", Authorization="")
+    assert status == 200 and headers["content-type"] == "text/html; charset=utf-8"
+    assert headers["content-security-policy"] == "frame-ancestors 'none'"  # it has its own beside
+    sound = re.search(rb"data:audio/flac;base64,([^\"]+)", content)
+    heard, _ = soundfile.read(io.BytesIO(base64.b64decode(sound[1])), dtype="int16")
+    expected = rounded(bark.generate(ONE["input"], "female", seed=3, max_duration_s=0.3))
+    assert np.abs(heard.astype(int) - expected).max() <= 1
+    assert server.ask("GET", f"/{place}x")[0] == 404
 
 
 def test_uploaded_voices(server, bark, tmp_path):

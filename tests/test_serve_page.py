@@ -181,3 +181,18 @@ def test_a_text_is_typed_heard_drawn_kept_and_an_error_is_a_sentence(page, tmp_p
     assert page.value("el('error').textContent").endswith(".")
     assert page.value("el('error').getAttribute('role')") == "alert"
     assert not [line for line in page.said if "Content Security Policy" in line], page.said
+
+    # What was of one piece has a study page, which its policy lets run.
+    assert page.value("[...document.querySelectorAll('#history button')].length") == 1
+    page.value("el('text').value = 'Hello there.'; el('form').requestSubmit()")
+    page.until("document.querySelectorAll('#history li').length === 2")
+    page.value(
+        "[...document.querySelectorAll('#history button')].find(b => b.textContent === 'Study')"
+        ".click()"
+    )
+    page.until("Boolean(document.querySelector('#history a[target]'))")
+    assert page.value("document.activeElement.textContent") == "Study page"
+    page.call("Page.navigate", url=page.value("document.activeElement.href"))
+    page.until("document.querySelector('audio')?.duration > 0")
+    assert page.value("document.querySelector('h1').textContent") == "Hello there."
+    assert not [line for line in page.said if "Content Security Policy" in line], page.said

@@ -22,6 +22,7 @@ from ..files import reason
 from ..speech.shared import SharedPipeline
 from .errors import RequestError, json_response, unavailable
 from .speech import House, Speech, read_body
+from .studies import Studies
 
 ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 """Names that clients expect; every name is the one model."""
@@ -61,7 +62,9 @@ class Door:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *self._headers]
+                own = message.get("headers", [])
+                names = {name for name, _ in own}
+                message["headers"] = [*own, *(one for one in self._headers if one[0] not in names)]
             await send(message)
 
         try:
@@ -73,7 +76,7 @@ class Door:
 
     def _check(self, request: Request) -> None:
         path = request.url.path
-        if not path.startswith("/v1/") and path != "/stats":
+        if not path.startswith("/v1/") and path not in ("/stats", "/study"):
             return
         if self._key is not None:
             given = request.headers.get("authorization", "")
@@ -97,7 +100,7 @@ def build(
 
     Args:
         house: what requests share.
-        key: which `/v1/` and `/stats` ask for; None is none.
+        key: which `/v1/`, `/stats` and making a study page ask for; None is none.
         origins: of pages of other places that may use it.
         uploads: whether voices can be sent.
         lifespan: what to do around the running server, as Starlette has it.
@@ -119,6 +122,7 @@ def build(
     def entry(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": "minibark"}
 
+    studies = Studies(house)
     names = list(dict.fromkeys((house.model, *ALIASES)))
 
     async def models(request: Request) -> Response:
@@ -179,6 +183,8 @@ def build(
             Route("/v1/audio/voices", voices, methods=["GET"]),
             Route("/v1/audio/voices", add_voice, methods=["POST"]),
             Route("/v1/audio/voices/{name}", remove_voice, methods=["DELETE"]),
+            Route("/study", studies.make, methods=["POST"]),
+            Route("/study/{place}", studies.show),
             Route("/health", health),
             Route("/stats", stats),
         ],

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
@@ -31,6 +31,7 @@ from .stats import Served, Stats
 from .voices import ServedVoices
 from .work import Desk, GoneError, Job, Part
 
+T = TypeVar("T")
 _BODY_S = 30.0  # for a body to come
 _STALLED_S = 300.0  # after which a listener who takes nothing is taken for gone
 
@@ -86,6 +87,15 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     return bytes(body)
 
 
+async def read_request(request: Request, most_bytes: int) -> SpeechRequest:
+    """The speech request in a body of JSON; errors are those of `read_body` and `parse`."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # which a page of another site cannot send unasked
+        message = "Content-Type must be application/json"
+        raise RequestError(400, f"{message}, got {shown(kind, 60)!r}", code="bad_type")
+    return parse(await read_body(request, most_bytes))
+
+
 def _too_large(most_bytes: int) -> RequestError:
     message = f"the body may have {most_bytes} bytes; say a longer text in parts"
     return RequestError(413, message, code="too_large")
@@ -106,7 +116,7 @@ class Speech:
             arrived = time.perf_counter()
             house = self._house
             house.ready()
-            asked = await self._read(Request(scope, receive))
+            asked = await read_request(Request(scope, receive), house.most_bytes)
             work = asyncio.ensure_future(self._speak(asked, answer, arrived))
             gone = asyncio.ensure_future(_disconnected(receive))
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -122,13 +132,6 @@ class Speech:
                 task.cancel()
             if work is not None:
                 await asyncio.wait((work,))
-
-    async def _read(self, request: Request) -> SpeechRequest:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # which a page of another site cannot send unasked
-            message = "Content-Type must be application/json"
-            raise RequestError(400, f"{message}, got {shown(kind, 60)!r}", code="bad_type")
-        return parse(await read_body(request, self._house.most_bytes))
 
     async def _speak(self, asked: SpeechRequest, answer: _Answer, arrived: float) -> None:
         house = self._house
@@ -184,6 +187,18 @@ def _refusal(error: Exception) -> RequestError:
         return RequestError(500, "something went wrong here; the server's log says what")
     about = str(error).partition(" ")[0]
     return bad_value(about if about in dict(knobs()) else "input", shown(error, 500))
+
+
+async def listened(work: asyncio.Future[T], receive: Receive) -> T:
+    """What comes of work; GoneError: the listener has gone before."""
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise GoneError
+        return await work
+    finally:
+        work.cancel(), gone.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -102,10 +102,10 @@ function buttons() {
 
 const say = (sentence) => { el("status").textContent = sentence; };
 
-function complain(words) {
+function complain(words, then = "No sound came of it.") {
   const sentence = words.charAt(0).toUpperCase() + words.slice(1);
   el("error").textContent = /[.?!]$/.test(sentence) ? sentence : `${sentence}.`;
-  if (words) say("No sound came of it.");
+  if (words) say(then);
 }
 
 function clearError() { el("error").textContent = ""; }
@@ -143,12 +143,13 @@ async function speak() {
   buttons();
   player.clear(24000);
   draw();
-  let seed = "";
+  let seed = "", isOne = false;
   try {
     const response = await fetch("v1/audio/speech", {
       method: "POST", headers: headers(), body: JSON.stringify(body), signal: mine.signal,
     });
     if (!response.ok) throw await refusal(response);
+    isOne = response.headers.has("content-length"); // the sound of one piece comes whole
     seed = response.headers.get("x-seed") || "";
     player.clear(Number(response.headers.get("x-sample-rate")) || 24000);
     el("used-seed").textContent = seed;
@@ -180,7 +181,7 @@ async function speak() {
   } finally {
     if (running === mine) running = null;
   }
-  if (player.samples && !mine.signal.aborted) keep(body.input, body.voice, seed);
+  if (player.samples && !mine.signal.aborted) keep({ ...body, seed: Number(seed) }, isOne);
   el("wave").setAttribute("aria-label", player.samples ? `Wave of ${player.seconds.toFixed(1)} seconds of sound` : "No sound");
   buttons();
 }
@@ -217,7 +218,8 @@ function wav(parts, rate) {
   return new Blob([head, ...parts], { type: "audio/wav" });
 }
 
-function keep(text, voice, seed) {
+function keep(body, isOne) {
+  const { input: text, voice, seed } = body;
   const { parts, rate } = player;
   const url = URL.createObjectURL(wav(parts, rate));
   const item = document.createElement("li");
@@ -237,12 +239,44 @@ function keep(text, voice, seed) {
   link.textContent = "WAV";
   link.setAttribute("aria-label", `Download as WAV: ${brief}`);
   item.append(words, again, link);
+  if (isOne) item.append(study(body, brief));
   kept.unshift({ item, url });
   el("history").prepend(item);
   for (const old of kept.splice(MOST_KEPT)) {
     old.item.remove();
     URL.revokeObjectURL(old.url);
   }
+}
+
+/** A button that has the study page made, and becomes the link to it. */
+function study(body, brief) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Study";
+  button.setAttribute("aria-label", `Study how this was made: ${brief}`);
+  button.addEventListener("click", async () => {
+    clearError();
+    button.disabled = true;
+    say("The study page is being made.");
+    try {
+      const response = await fetch("study", { method: "POST", headers: headers(), body: JSON.stringify(body) });
+      if (!response.ok) throw await refusal(response);
+      const link = document.createElement("a");
+      link.className = "download";
+      link.href = (await response.json()).url;
+      link.target = "_blank";
+      link.rel = "noopener";
+      link.textContent = "Study page";
+      link.setAttribute("aria-label", `Study page: ${brief}`);
+      button.replaceWith(link);
+      link.focus();
+      say("The study page is ready.");
+    } catch (error) {
+      button.disabled = false;
+      complain(error instanceof TypeError ? "The server cannot be reached" : error.message, "No study page came of it.");
+    }
+  });
+  return button;
 }
 
 async function replay(parts, rate) {

@@ -1,0 +1,90 @@
+"""Study pages of what was said: made when somebody asks for one, and kept for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..bark import Bark
+from ..sampling import OnStep
+from ..speech.reading import Reading
+from ..study.page import page
+from ..study.trace import trace
+from .errors import RequestError, json_response
+from .requests import SpeechRequest, bad_value
+from .speech import House, listened, read_request
+from .work import GoneError, Job, Part
+
+_MOST_PAGES = 8
+
+
+class Studies:
+    """`POST /study` makes a page, `GET /study/ID` shows it."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._pages: OrderedDict[str, bytes] = OrderedDict()
+
+    async def make(self, request: Request) -> Response:
+        """A page of the utterance that a speech request with a seed gets; answers where it is.
+
+        Raises:
+            RequestError: as a speech request; 422 a dialog, no seed, a text of several pieces.
+        """
+        self._house.ready()
+        asked = await read_request(request, self._house.most_bytes)
+        if asked.speakers:
+            raise bad_value("speaker", "a study page shows one speaker; leave speaker out")
+        if asked.options.seed is None:
+            raise bad_value("seed", "give the seed of what is to be shown; x-seed tells it")
+        voices = self._house.ready()[1]
+        name = voices.default if asked.voice is None else voices.find(asked.voice)
+        async with self._house.desk.place():
+            job = Job(_Showing(self._house, asked, name).parts)
+            job.start(self._house.desk.threads)
+            try:
+                part = await listened(asyncio.ensure_future(job.next()), request.receive)
+            except GoneError:
+                return Response(status_code=499)  # which nobody reads
+            finally:
+                job.stop()
+                await job.ended.wait()
+        assert part is not None
+        place = secrets.token_urlsafe(16)
+        self._pages[place] = part.content
+        while len(self._pages) > _MOST_PAGES:
+            self._pages.popitem(last=False)
+        return json_response({"url": f"study/{place}"})
+
+    async def show(self, request: Request) -> Response:
+        """A page that was made; RequestError: 404, there is none, or none any more."""
+        content = self._pages.get(request.path_params["place"])
+        if content is None:
+            raise RequestError(404, "this study page is not kept any more; make it again")
+        # The page has its own policy, which knows the digests of its style and script.
+        headers = {"cache-control": "no-store", "content-security-policy": "frame-ancestors 'none'"}
+        return Response(content, headers=headers, media_type="text/html")
+
+
+class _Showing:
+    """What a job's thread does."""
+
+    def __init__(self, house: House, asked: SpeechRequest, name: str | None) -> None:
+        self._house, self._asked, self._name = house, asked, name
+
+    def parts(self, on_step: OnStep) -> Iterator[Part]:
+        """The page, at once; errors are those of `Reading` and `trace`."""
+        on_step("", 0, 0)
+        (bark, voices), asked = self._house.ready(), self._asked
+        assert isinstance(bark, Bark)
+        voice = self._name if self._name in bark.voices else voices.load(self._name)
+        n = len(Reading(bark, asked.options, asked.plan).text(asked.text, voice).turns)
+        if n > 1:
+            raise bad_value("input", f"a study page shows one piece; this text has {n}")
+        seen = trace(bark, asked.text, voice, on_step=on_step, **vars(asked.options))
+        yield Part(page(seen).encode())
