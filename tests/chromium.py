@@ -21,8 +21,8 @@ _FLAGS = (
         "--disable-dev-shm-usage",
         "--no-first-run",
     ),
-    *("--mute-audio", "--disable-audio-output", "--autoplay-policy=no-user-gesture-required"),
-    *("--window-size=1100,900", "--disable-background-networking", "--disable-extensions"),
+    *("--mute-audio", "--window-size=1100,900"),
+    *("--disable-background-networking", "--disable-extensions"),
 )
 
 
@@ -41,18 +41,21 @@ class Chromium:
         events: what the page has told since it was last navigated: (method, parameters).
     """
 
-    def __init__(self, timeout_s: float = 60) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, timeout_s: float = 60, autoplay: bool = True) -> None:
+        """`autoplay` lets a page play unasked; a browser of a person asks for a key or click."""
+        self._timeout_s, self._autoplay = timeout_s, autoplay
         self._numbers = itertools.count(1)
         self._rest = b""
         self.events: list[tuple[str, dict[str, Any]]] = []
         self._profile = tempfile.mkdtemp(prefix="minibark-chromium-")
         (theirs_in, self._out), (self._in, theirs_out) = os.pipe(), os.pipe()
         # It reads commands from descriptor 3 and answers on 4.
-        words = [find(), "--remote-debugging-pipe", f"--user-data-dir={self._profile}", *_FLAGS]
+        asked = "" if autoplay else "user-gesture-required"
+        policy = f"--autoplay-policy={asked or 'no-user-gesture-required'}"
+        words = [find(), "--remote-debugging-pipe", f"--user-data-dir={self._profile}", policy]
         shell = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self._process = subprocess.Popen(
-            ["bash", "-c", shell, *words, "about:blank"],
+            ["bash", "-c", shell, *words, *_FLAGS, "about:blank"],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -104,17 +107,40 @@ class Chromium:
         Raises:
             RuntimeError: it threw.
         """
-        options = {"returnByValue": True, "awaitPromise": True, "userGesture": True}
+        options = {"returnByValue": True, "awaitPromise": True, "userGesture": self._autoplay}
         found = self.call("Runtime.evaluate", expression=code, **options)
         if "exceptionDetails" in found:
             raise RuntimeError(json.dumps(found["exceptionDetails"])[:2000])
         return found["result"].get("value")
 
-    def key(self, key: str, code: str = "", text: str = "") -> None:
-        """Press and release a key, as a person does."""
-        named = {"key": key, "code": code or key}
-        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **named)
+    def until(self, code: str) -> Any:
+        """The value of an expression once it is true.
+
+        Raises:
+            TimeoutError: it does not become so.
+        """
+        end = time.monotonic() + self._timeout_s
+        while not (value := self.evaluate(code)):
+            if time.monotonic() > end:
+                shown = self.evaluate("document.body.innerText")
+                raise TimeoutError(f"{code} in:\n{shown}\n{self.complaints()}")
+            time.sleep(0.05)
+        return value
+
+    def key(
+        self, key: str, code: str = "", text: str = "", number: int = 0, modifiers: int = 0
+    ) -> None:
+        """Press and release a key, as a person does; `number` is its old code, which some need."""
+        named: dict[str, Any] = {"key": key, "code": code or key, "modifiers": modifiers}
+        if number:
+            named["windowsVirtualKeyCode"] = number
+        kind = "keyDown" if text else "rawKeyDown"
+        self.call("Input.dispatchKeyEvent", type=kind, text=text, **named)
         self.call("Input.dispatchKeyEvent", type="keyUp", **named)
+
+    def write(self, text: str) -> None:
+        """Type a text into what has the focus."""
+        self.call("Input.insertText", text=text)
 
     def click(self, selector: str) -> None:
         """Click in the middle of the first element that a selector finds, as a person does."""
