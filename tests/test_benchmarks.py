@@ -78,6 +78,7 @@ def test_help_names_the_options_and_the_json_line(script: str) -> None:
     assert "--json" in done.stdout and "JSON" in done.stdout
 
 
+@pytest.mark.torture
 def test_speed_gives_all_sides_the_same_weights_and_lengths(voice: Path) -> None:
     options = ("--semantic-tokens", 4, "--warmup", 0, "--threads", 1, "--voice", voice)
     precisions = ("--precision", "float32", "int8", "--peer-precision", "float32")
@@ -141,6 +142,7 @@ def test_a_length_the_model_cannot_make_is_refused(script: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.torture
 def test_quality_compares_each_stage_with_float32() -> None:
     options = ("--texts", 2, "--threads", 1, "--voice", "male", "--semantic-tokens", 60)
     document = closing_json(
@@ -158,6 +160,7 @@ def test_quality_compares_each_stage_with_float32() -> None:
     assert 0 < kl["float16", "fine"] < kl["int8", "fine"] < 0.01
 
 
+@pytest.mark.torture
 def test_load_measures_seconds_and_memory() -> None:
     options = ("--import-repeats", 1, "--precision", "float32", "int4")
     document = closing_json(run("bench_load.py", *RANDOM, *options))

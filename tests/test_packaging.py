@@ -187,6 +187,7 @@ def test_tiny_is_inside_and_a_folder_of_that_name_is_not_it(form, checkout, buil
     assert folder == [1, "minibark: ./tiny has no config.json; the checkpoint is incomplete\n"]
 
 
+@pytest.mark.torture
 @pytest.mark.slow
 def test_a_package_without_tiny_builds_and_says_so(checkout, tmp_path):
     bare = tmp_path / "bare"
