@@ -185,7 +185,6 @@ def test_prompt_layout():
     assert ids[255:].tolist() == [12_048, 12_050, 10_000, 10_001, 10_002, 10_003]
 
 
-@pytest.mark.thinned
 @pytest.mark.parametrize("voice", ["no-voice", "odd"])
 @pytest.mark.parametrize("sampling", [Sampling(0), Sampling(0.7)], ids=["greedy", "drawn"])
 def test_the_cached_loop_meets_its_specification(model, voice, sampling):

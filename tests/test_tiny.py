@@ -141,8 +141,7 @@ def test_greedy_tokens_are_the_same_on_every_path(bark, voice):
         assert torch.equal(one, two) and torch.equal(one, three)
 
 
-@pytest.mark.thinned
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("bfloat16", marks=pytest.mark.torture), "int8"])
 def test_lower_precision_says_the_same(bark, hearing, precision):
     fast = Bark.from_pretrained("tiny", device="cpu", precision=precision)
     ear, heard = hearing.Ear(), []
