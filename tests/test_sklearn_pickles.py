@@ -179,7 +179,7 @@ BAD = {
     "three classes": (with_field(classes_=np.arange(3)), "0 and 1, .* they are 0, 1, 2"),
     "turned": (with_field(classes_=np.array([1, 0])), "they are 1, 0"),
     "other numbers": (with_field(classes_=np.array([1, 2])), "they are 1, 2"),
-    "words": (with_field(classes_=np.array(["a", "b"])), "classes_ must be an array of finite"),
+    "words": (with_field(classes_=np.array(["a", "b"])), "its classes are names"),
     "no weights": (with_field(coef_=None), "coef_ must be an array"),
     "list": (with_field(coef_=[[1.0, 2.0]]), "coef_ must be an array"),
     "flat": (with_field(coef_=np.ones(3)), r"coef_ must be \(1, C\)"),
@@ -190,8 +190,8 @@ BAD = {
     "complex": (with_field(coef_=ARRAY * 1j), "coef_ must be an array"),
     "objects": (with_field(coef_=ARRAY.astype(object)), "coef_ must be an array"),
     "two biases": (with_field(intercept_=np.ones(2)), r"intercept_ \(1,\)"),
-    "array": (ARRAY, "holds a array, not|holds an array, not"),
-    "number": (3, "holds a int, not|holds an int, not"),
+    "array": (ARRAY, "holds an array, not"),
+    "number": (3, "holds an int, not"),
     "dictionary": ({"coef_": ARRAY}, "holds a dict, not"),
 }
 
