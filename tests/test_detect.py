@@ -357,6 +357,16 @@ def test_a_damaged_mp3_is_said(tmp_path):
         list(read(file))
 
 
+def test_an_mp3_of_which_only_a_part_can_be_read_is_refused(tmp_path):
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, sound(12, 24_000), 24_000)
+    frames = path.read_bytes()[192:]  # without the first, which says how many there are
+    assert frames[:2] == b"\xff\xf3"
+    path.write_bytes(frames)
+    with opened(path) as file, pytest.raises(AudioError, match="does not say how long it is, and"):
+        list(read(file))
+
+
 class Pipe(io.BytesIO):
     """Bytes that come once."""
 

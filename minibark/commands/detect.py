@@ -98,8 +98,7 @@ def _run(args: argparse.Namespace) -> None:
         )
     from ..detect import Detector
 
-    hubert = args.hubert or _DEFAULT_HUBERT
-    _judge(args, Detector.from_pretrained(hubert, args.classifier, **_places(args)))
+    _judge(args, Detector.from_pretrained(_hubert(args), args.classifier, **_places(args)))
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -119,6 +118,14 @@ def _check_options(args: argparse.Namespace) -> None:
         for option in ("hubert", "revision", "offline"):
             if getattr(args, option):
                 args.parser.error(f"--{option} does not go with --import-classifier")
+
+
+def _hubert(args: argparse.Namespace) -> str:
+    return _DEFAULT_HUBERT if args.hubert is None else args.hubert
+
+
+def _model(args: argparse.Namespace) -> str:
+    return DEFAULT_MODEL if args.model is None else args.model
 
 
 def _places(args: argparse.Namespace) -> dict[str, Any]:
@@ -199,7 +206,7 @@ def _fit(args: argparse.Namespace, out: str) -> None:
             "warning: without --codec-copies a classifier learns the codec, and takes every voice "
             "sent through it for Bark's"
         )
-    hubert = open_hubert(args.hubert or _DEFAULT_HUBERT, **_places(args))
+    hubert = open_hubert(_hubert(args), **_places(args))
     with Bars(args.quiet) as bars:
         bark, others = fitting.distinct(bark, others, bars.step)
         examples = fitting.examples_of(hubert, bark, others, copier, bars.step)
@@ -209,7 +216,7 @@ def _fit(args: argparse.Namespace, out: str) -> None:
         classifier,
         out,
         report,
-        hubert=args.hubert or _DEFAULT_HUBERT,
+        hubert=_hubert(args),
         fingerprint=classifier.fingerprint,
         strength=fitting.STRENGTH,
         codec=copier.name if copier else None,
@@ -231,7 +238,7 @@ def _words(args: argparse.Namespace, out: str) -> list[str]:
     """The options that made a classifier, for its card."""
     words = ["--fit", "--bark", args.bark, "--not-bark", args.not_bark]
     if args.codec_copies:
-        words += ["--codec-copies", "--model", args.model or DEFAULT_MODEL]
+        words += ["--codec-copies", "--model", _model(args)]
     for option in ("hubert", "revision"):
         if getattr(args, option):
             words += [f"--{option}", getattr(args, option)]
@@ -248,7 +255,7 @@ def _copier(args: argparse.Namespace) -> CodecCopier:
     from ..detect.fitting import CodecCopier
 
     options = {"cache_dir": args.cache_dir, "offline": args.offline}
-    model = args.model or DEFAULT_MODEL
+    model = _model(args)
     checkpoint = _open(model, options)
     config, state = checkpoint.config, checkpoint.states["codec"]
     encoder = open_encoder(model, config.codec, state["codebooks"], **options)

@@ -60,7 +60,7 @@ def open_hubert(
     """
     if name in (BUILT_IN, RANDOM):
         raise CheckpointError(f"{name!r} is a Bark, not a HuBERT; the classifier needs {HUBERT}")
-    is_path = not os.fspath(name) or re.search(r"^[./~]|[/\\]$", os.fspath(name))
+    is_path = not isinstance(name, str) or not name or re.search(r"^[./~]|[/\\]$", name)
     if is_path and not os.path.exists(os.path.expanduser(name)):
         raise FileNotFoundError(
             f"no HuBERT {shown(name) or repr(name)}: no such folder; a HuBERT is a folder with "

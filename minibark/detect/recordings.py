@@ -28,6 +28,7 @@ _MAX_CHANNELS = 64
 _MAX_PIPED_BYTES = 1 << 30
 _LOUDEST = 1e6  # far beyond, squares of samples overflow
 _SLACK_S = 0.05  # by which a recording may be shorter than it says; encoders of MP3 count otherwise
+_MP3 = ("MP3", "MPEG")
 _UNKNOWN_FRAMES = 1 << 62
 _UNKNOWN_BYTES = 0x7FFF_0000  # what writes to a pipe says this or more, since it cannot know
 
@@ -230,6 +231,8 @@ def _blocks(file: BinaryIO, size: int = 1 << 17) -> Iterator[tuple[_Samples, int
                 n_read += len(audio)
                 yield audio, rate
             kept.check()
+            if expected == 0 and sound.format in _MP3:
+                _check_rest(file, n_read / rate)
     except (soundfile.LibsndfileError, TypeError) as error:  # the latter for headerless `.raw`
         kept.check()
         why = getattr(error, "error_string", None) or reason(error)
@@ -247,7 +250,7 @@ def _announced(sound: Any, file: BinaryIO) -> float | None:
     log, frames = sound.extra_info, int(sound.frames)
     if sound.format == "OGG":  # says nothing, but marks the last page
         return None if "lacks an end-of-stream" in log else 0
-    if sound.format in ("MP3", "MPEG"):
+    if sound.format in _MP3:
         return frames if _counts_frames(file) else 0
     if frames >= _UNKNOWN_FRAMES:
         return 0
@@ -276,6 +279,17 @@ def _counts_frames(file: BinaryIO) -> bool:
     head += file.read(1024)
     file.seek(at)
     return any(name in head for name in (b"Xing", b"Info", b"VBRI"))
+
+
+def _check_rest(file: BinaryIO, seconds: float) -> None:
+    """Refuse an MP3 of which libsndfile has read as much as it guessed, and there is more."""
+    at = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    if end - at > max(end // 20, 4096):  # tags may lie at the end
+        raise AudioError(
+            f"its header does not say how long it is, and only its first {seconds:.1f} s can be "
+            "read; write it anew, as FLAC or WAV"
+        )
 
 
 def _check(n_channels: int, sample_rate: float) -> int:
