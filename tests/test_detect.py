@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 from minibark import CheckpointError
 from minibark.commands.main import main
-from minibark.detect import AudioError, Classifier, Detector
+from minibark.detect import AudioError, Classifier, Detector, Judgement
 from minibark.detect.pretrained import open_hubert
 from minibark.detect.recordings import opened, read, share
 from minibark.detect.resample import resample
@@ -221,6 +221,11 @@ def test_any_format_and_rate(name, detector, tmp_path):
     assert 0 < found.probability < 1 and abs(found.seconds - 0.6) < 0.1
     mean = stored.mean(1)
     assert abs(detector.probability(mean, rate) - found.probability) < 1e-6
+
+
+def test_a_half_is_neither():
+    assert "could be Bark or not" in Judgement(0.5, (0.5,), 1.0, (0.0,)).verdict
+    assert "does not sound" in Judgement(0.4999, (0.4999,), 1.0, (0.0,)).verdict
 
 
 def test_silence_has_a_number(detector, tmp_path):
@@ -577,6 +582,8 @@ def test_folders_that_are_no_huberts(hubert, trained, tmp_path):
         Detector.from_pretrained("./none", trained[1])
     with pytest.raises(CheckpointError, match="is a file"):
         Detector.from_pretrained(hubert / "config.json", trained[1])
+    with pytest.raises(FileNotFoundError, match=r"no HuBERT no hubert!: .*\(no such repository\)"):
+        Detector.from_pretrained("no hubert!", trained[1])
     with pytest.raises(FileNotFoundError, match=r"it was not asked.*hf download"):
         Detector.from_pretrained("some/hubert", trained[1], offline=True)
     (tmp_path / "config.json").write_bytes((hubert / "config.json").read_bytes())

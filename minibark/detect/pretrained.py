@@ -75,6 +75,8 @@ def open_hubert(
         return _read(source.pinned())
     except FileNotFoundError as error:
         why = source.unreachable or ("it was not asked" if offline else reason(error))
+        if type(error.__cause__).__name__ in ("RepositoryNotFoundError", "HFValidationError"):
+            why = "no such repository"  # the error's own text names models of Bark
         raise FileNotFoundError(
             f"no HuBERT {shown(name)}: no such folder, not all in the local cache, and not from "
             f"the hub ({why}). On a machine with network: 'hf download {HUBERT} config.json "
