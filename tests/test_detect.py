@@ -1,5 +1,6 @@
 """The detector: features as transformers', resampling as its formula says, every kind of sound."""
 
+import errno
 import io
 import json
 import math
@@ -20,9 +21,9 @@ from sklearn.linear_model import LogisticRegression
 
 from minibark import CheckpointError
 from minibark.commands.main import main
-from minibark.detect import AudioError, Classifier, Detector
+from minibark.detect import AudioError, Classifier, Detector, Judgement
 from minibark.detect.pretrained import open_hubert
-from minibark.detect.recordings import share
+from minibark.detect.recordings import opened, read, share
 from minibark.detect.resample import resample
 
 WIDTH = made.SMALL["hidden_size"]
@@ -222,6 +223,11 @@ def test_any_format_and_rate(name, detector, tmp_path):
     assert abs(detector.probability(mean, rate) - found.probability) < 1e-6
 
 
+def test_a_half_is_neither():
+    assert "could be Bark or not" in Judgement(0.5, (0.5,), 1.0, (0.0,)).verdict
+    assert "does not sound" in Judgement(0.4999, (0.4999,), 1.0, (0.0,)).verdict
+
+
 def test_silence_has_a_number(detector, tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(16_000, np.float32), 16_000)
     assert 0 <= detector.judge(tmp_path / "a.wav").probability <= 1
@@ -238,7 +244,8 @@ def test_long_files_are_equal_windows_and_their_mean(detector, tmp_path):
     each = [detector.probability(part, 8_000) for part in parts]
     assert found.windows == tuple(each) and len(set(each)) == 3
     assert found.probability == pytest.approx(np.mean(each))
-    assert found.highest == (max(each), each.index(max(each)) * found.seconds / 3)
+    assert found.highest == (max(each), each.index(max(each)) * size / 8_000)
+    assert found.starts == (0, size / 8_000, 2 * size / 8_000)
     assert detector.probability(audio, 8_000) == found.probability
     rows = np.stack([detector.features(part, 8_000) for part in parts])
     np.testing.assert_allclose(detector.features(audio, 8_000), rows.mean(0), atol=1e-6)
@@ -322,6 +329,124 @@ def test_a_damaged_header_takes_no_memory(detector, tmp_path):
     assert detector.judge(tmp_path / "a.wav").seconds == pytest.approx(9_000 / 16_000)
 
 
+FORMATS = {
+    "WAV": "PCM_16",
+    "RF64": "PCM_16",
+    "W64": "PCM_16",
+    "AIFF": "PCM_16",
+    "AU": "PCM_16",
+    "FLAC": "PCM_16",
+    "OGG": "VORBIS",
+    "MP3": "MPEG_LAYER_III",
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_was_cut_off_is_said(kind, detector, tmp_path):
+    path = tmp_path / "a"
+    soundfile.write(path, sound(4), 16_000, FORMATS[kind], format=kind)
+    whole = path.read_bytes()
+    assert detector.judge(path).seconds == pytest.approx(4)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AudioError, match=r"a: .*(it says 4\.0 s and has [12]\.|last page|damaged)"):
+        detector.judge(path)
+
+
+def test_a_damaged_mp3_is_said(tmp_path):
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, sound(4), 16_000)
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2 : len(whole) // 2 + 900] = bytes(900)
+    path.write_bytes(whole)
+    with opened(path) as file, pytest.raises(AudioError, match="damaged"):
+        list(read(file))
+
+
+def test_an_mp3_of_which_only_a_part_can_be_read_is_refused(tmp_path):
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, sound(12, 24_000), 24_000)
+    frames = path.read_bytes()[192:]  # without the first, which says how many there are
+    assert frames[:2] == b"\xff\xf3"
+    path.write_bytes(frames)
+    with opened(path) as file, pytest.raises(AudioError, match="does not say how long it is, and"):
+        list(read(file))
+
+
+class Pipe(io.BytesIO):
+    """Bytes that come once."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFF_FFFF, 0x7FFF_F000])
+def test_a_stream_need_not_know_its_length(size, detector):
+    stream = bytearray(wav(sound(1.5), subtype="PCM_16"))
+    at = stream.index(b"data") + 4
+    whole = detector.judge(Pipe(bytes(stream)))
+    stream[at : at + 4] = size.to_bytes(4, "little")
+    assert detector.judge(Pipe(bytes(stream))) == whole and whole.seconds == 1.5
+
+
+def test_a_flac_that_does_not_say_its_length(detector, tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, sound(12), 16_000)
+    whole = detector.judge(path)
+    stream = bytearray(path.read_bytes())
+    stream[21] &= 0xF0  # the upper 4 of 36 bits
+    stream[22:26] = bytes(4)
+    path.write_bytes(stream)
+    assert detector.judge(path) == whole and len(whole.windows) == 2
+
+
+class Failing(io.BytesIO):
+    """A file on a disk that fails."""
+
+    name = "disk.wav"
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() + (size or 0) > 9_000:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(size)
+
+
+def test_errors_of_reading_are_those_of_the_system(detector):
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        detector.judge(Failing(wav(sound(1))))
+    assert caught.value.errno == errno.EIO and caught.value.filename == "disk.wav"
+
+
+def test_open_files(detector, tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, sound(1), 16_000)
+    with path.open("rb") as file:
+        file.seek(30)
+        assert detector.judge(file) == detector.judge(path)
+    (tmp_path / "b.wav").write_bytes(b"x")
+    with (tmp_path / "b.wav").open("rb") as file, pytest.raises(AudioError, match=r"/b\.wav: "):
+        detector.judge(file)
+    with pytest.raises(AudioError, match=r"^the recording: "):
+        detector.judge(io.BytesIO(b"x"))
+    with path.open() as text:
+        for what in (text, b"bytes", sound(1)):
+            with pytest.raises(TypeError, match="a path or a file opened to read bytes"):
+                detector.judge(what)
+
+
+@pytest.mark.filterwarnings("error")
+def test_rates_and_arrays_of_any_type(detector):
+    audio = sound(1)
+    expected = detector.probability(audio, 16_000)
+    audio.flags.writeable = False
+    for rate in (16_000.0, np.int32(16_000), np.float64(16_000)):
+        assert detector.probability(audio, rate) == expected
+    for rate in (16_000.5, "16000", None, math.nan):
+        with pytest.raises(AudioError, match="whole number of Hz"):
+            detector.probability(audio, rate)
+    with pytest.raises(AudioError, match=r"\(N, channels\), got \(2, 16000\): turn it"):
+        detector.probability(np.stack([audio, audio]), 16_000)
+
+
 def test_threads_share_a_detector(detector):
     clips = [sound(0.3 + 0.05 * i, seed=i) for i in range(6)]
     alone = [detector.probability(clip, 16_000) for clip in clips]
@@ -397,6 +522,16 @@ def test_no_score_is_too_large(score):
     assert classifier.probability(np.ones(1)) == (score > 0) + 0.5 * (score == 0)
 
 
+def test_classifiers_are_of_numbers():
+    for weight, bias in (([[1, 2.0]], [3]), (torch.tensor([[1, 2.0]]), torch.tensor([3]))):
+        assert Classifier(weight, bias).probability(np.array([0, 0])) == 1 / (1 + math.exp(-3))
+    for weight, bias in (([["a"]], [1]), ([[1], [2, 3]], [1]), ([[1e300]], [0]), ([[1]], 2)):
+        with pytest.raises(CheckpointError, match="weight"):
+            Classifier(weight, bias)
+    huge = Classifier([[1e200, -1e200]], [0]).probability(np.full(2, 3e38, np.float32))
+    assert 0 <= huge <= 1
+
+
 def test_a_classifier_knows_its_hubert(hubert, tmp_path):
     from minibark.detect.pretrained import fingerprint
 
@@ -443,8 +578,12 @@ def test_folders_that_are_no_huberts(hubert, trained, tmp_path):
         Detector.from_pretrained(tmp_path, trained[1])
     with pytest.raises(FileNotFoundError, match=r"no HuBERT .*/none: "):
         Detector.from_pretrained(tmp_path / "none", trained[1])
+    with pytest.raises(FileNotFoundError, match=r"no HuBERT \./none: no such .*is a folder with"):
+        Detector.from_pretrained("./none", trained[1])
     with pytest.raises(CheckpointError, match="is a file"):
         Detector.from_pretrained(hubert / "config.json", trained[1])
+    with pytest.raises(FileNotFoundError, match=r"no HuBERT no hubert!: .*\(no such repository\)"):
+        Detector.from_pretrained("no hubert!", trained[1])
     with pytest.raises(FileNotFoundError, match=r"it was not asked.*hf download"):
         Detector.from_pretrained("some/hubert", trained[1], offline=True)
     (tmp_path / "config.json").write_bytes((hubert / "config.json").read_bytes())
@@ -502,7 +641,10 @@ def test_json_lines_and_files_that_fail(hubert, trained, tmp_path, capsys):
     files = [tmp_path / "a.wav", tmp_path / "b.wav", tmp_path / "none.wav", tmp_path / "a.wav"]
     assert main([*detect(hubert, trained, *files), "--json"]) == 1
     shown = capsys.readouterr()
-    first, second = map(json.loads, shown.out.splitlines())
+    first, bad, none, second = map(json.loads, shown.out.splitlines())
+    for document, name, text in ((bad, "b.wav", "damaged"), (none, "none.wav", "No such file")):
+        assert set(document) == {"file", "error"} and document["file"] == str(tmp_path / name)
+        assert text in document["error"]
     assert first == second and first["file"] == str(tmp_path / "a.wav")
     assert first["p_bark"] == pytest.approx(np.mean(first["windows"]))
     assert first["highest"] == max(first["windows"]) and first["seconds"] == 12.0
@@ -548,6 +690,13 @@ def test_nothing_on_standard_input(stdin, hubert, trained, monkeypatch, capsys):
         (["--fit", "a.wav"], "name one file to write, OUT.safetensors"),
         (["--import-classifier", "x.pkl", "a.safetensors", "b.safetensors"], "name one file"),
         (["--import-classifier", "x.pkl", "--fit", "a.safetensors"], "two ways"),
+        (["a.wav", "--classifier", ""], "--classifier FILE is needed"),
+        (["a.wav", "--classifier", "c", "--model", "tiny"], "--model goes with --fit"),
+        (["--fit", "a.safetensors", "--model", "tiny"], "--model goes with --fit --codec-copies"),
+        (["--fit", "a.safetensors", "--json"], "--json goes with recordings to judge"),
+        (["--fit", "a.safetensors", "--classifier", "c"], "--classifier goes with recordings"),
+        (["--import-classifier", "x.pkl", "a.safetensors", "--json"], "not with --import"),
+        (["--import-classifier", "x.pkl", "a.safetensors", "--offline"], "--offline does not go"),
     ],
 )
 def test_wrong_usage(words, text, capsys):

@@ -1,6 +1,7 @@
 """Fitting a classifier: scikit-learn's answers, honest folds, codec copies, and the card beside."""
 
 import json
+import os
 import re
 import shutil
 
@@ -19,8 +20,9 @@ from sklearn.preprocessing import StandardScaler
 from minibark import CheckpointError, CodecConfig
 from minibark.commands.main import main
 from minibark.detect import Classifier, Detector
+from minibark.detect.card import card_place
 from minibark.detect.codec_encoder import open_encoder
-from minibark.detect.fitting import Example, fit_classifier, folds_of
+from minibark.detect.fitting import Example, fit_classifier, folds_of, recordings_in
 from minibark.detect.pretrained import fingerprint, open_hubert
 from minibark.detect.regression import average_precision, equal_error_rate, fit
 
@@ -209,7 +211,8 @@ def test_fit_writes_a_classifier_and_its_card(folders, tmp_path, capsys):
     out = tmp_path / "mine.safetensors"
     assert main(command(folders, out, "-q")) == 0
     shown = capsys.readouterr()
-    figures = r"6 of Bark, 7 recordings: AP (\d\.\d{3}), EER (\d\.\d{3}), \d taken for Bark\n"
+    figures = r"6 of Bark, 7 recordings: AP (\d\.\d{3}), EER (\d\.\d{3}), \d taken for Bark, "
+    figures = "cross-validated: " + figures + r"\d of Bark missed\n"
     precision, error = map(float, re.fullmatch(figures, shown.out).groups())
     assert precision > 0.7 and error < 0.4  # by chance 0.46 and 0.5
     assert "warning: without --codec-copies" in shown.err
@@ -219,14 +222,14 @@ def test_fit_writes_a_classifier_and_its_card(folders, tmp_path, capsys):
     for kind in ("bark", "not"):
         for path in (folders / kind).rglob("*.wav"):
             assert (detector.judge(path).probability > 0.5) == (kind == "bark")
-    card = out.with_suffix(".md").read_text()
+    card = card_place(out).read_text()
     for text in ("6 recordings", "7 recordings, no codec copies", classifier.fingerprint):
         assert text in card
     for text in ("hint and no proof", "fitted without codec copies", "| recordings | 6 + 7 |"):
         assert text in card
     before = out.read_bytes(), card
     assert main(command(folders, out, "-q")) == 0
-    assert (out.read_bytes(), out.with_suffix(".md").read_text()) == before
+    assert (out.read_bytes(), card_place(out).read_text()) == before
 
 
 def test_codec_copies_are_among_the_others(folders, encodec, tmp_path, capsys):
@@ -234,11 +237,11 @@ def test_codec_copies_are_among_the_others(folders, encodec, tmp_path, capsys):
     options = ("--codec-copies", "--model", str(encodec), "-q")
     assert main(command(folders, out, *options)) == 0
     shown = capsys.readouterr()
-    assert shown.err == ""
+    assert all("left out of" in line for line in shown.err.splitlines())
     first, second = shown.out.splitlines()
-    assert first.startswith("6 of Bark, 7 recordings: AP")
-    assert second.startswith("6 of Bark, 7 codec copies: AP")
-    card = out.with_suffix(".md").read_text()
+    assert first.startswith("cross-validated: 6 of Bark, 7 recordings: AP")
+    assert second.startswith("cross-validated: 6 of Bark, 7 codec copies: AP")
+    card = card_place(out).read_text()
     assert f"7 codec copies of them by `{encodec}`" in card and "without codec copies" not in card
     assert "| both | 6 + 14 |" in card
 
@@ -247,8 +250,9 @@ def test_a_model_without_an_encoder_says_so(folders, tmp_path, capsys):
     out = tmp_path / "mine.safetensors"
     assert main(command(folders, out, "--codec-copies", "--model", "tiny")) == 1
     shown = capsys.readouterr()
-    assert shown.err.startswith("minibark: tiny has no encoder of its codec, without which")
-    assert len(shown.err.splitlines()) == 1 and not list(tmp_path.iterdir())
+    lines = [line for line in shown.err.splitlines() if "left out of" not in line]
+    assert len(lines) == 1 and not list(tmp_path.iterdir())
+    assert lines[0].startswith("minibark: tiny has no encoder of its codec, without which")
 
 
 def test_what_cannot_be_fitted_is_one_line(folders, tmp_path, capsys):
@@ -273,7 +277,7 @@ def test_what_cannot_be_fitted_is_one_line(folders, tmp_path, capsys):
     shutil.rmtree(root / "not")
     assert "there is no folder" in refused()
     (root / "not").mkdir()
-    assert "holds no recordings (.wav, .flac" in refused()
+    assert "holds no recordings (.wav, .wave" in refused()
     out = tmp_path / "none" / "out.safetensors"
     assert "does not exist; create it first" in refused()
 
@@ -287,7 +291,7 @@ def test_damaged_and_double_recordings_are_left_out(folders, tmp_path, capsys):
     capsys.readouterr()
     assert main(command(root, out, "-q")) == 0
     shown = capsys.readouterr()
-    assert shown.out.startswith("6 of Bark, 7 recordings")
+    assert shown.out.startswith("cross-validated: 6 of Bark, 7 recordings")
     assert "again.wav is" in shown.err and "bad.wav: damaged" in shown.err
 
 
@@ -300,3 +304,116 @@ def test_what_was_fitted_is_used_by_the_command(folders, tmp_path, capsys):
     assert main(["detect", *files, *words]) == 0
     found = [json.loads(line)["p_bark"] for line in capsys.readouterr().out.splitlines()]
     assert found[0] > 0.5 > found[1]
+
+
+# ---- what a first user did ----
+
+
+def test_the_card_replaces_nothing_but_a_card(folders, tmp_path, capsys):
+    out = tmp_path / "mine.safetensors"
+    others = [out.with_suffix(".md"), tmp_path / "README.md", card_place(out)]
+    for place in others:
+        place.write_text("my notes")
+    assert main(command(folders, out)) == 1
+    assert "mine.safetensors.md is there and is no card of" in capsys.readouterr().err
+    assert not out.exists()
+    card_place(out).unlink()
+    assert main(command(folders, out)) == 0
+    assert capsys.readouterr().err.rstrip().endswith(f"what it can tell and what not: {out}.md")
+    assert [place.read_text() for place in others[:2]] == ["my notes"] * 2
+    card = card_place(out).read_text()
+    assert f"--bark {folders}/bark" in card and f"--classifier {out}" in card
+
+
+def test_a_classifier_and_its_card_are_written_together(tmp_path):
+    from minibark.detect.card import write_both
+
+    examples = [example([[i % 2.0, 1.0 * i]], i % 2 == 0, i) for i in range(20)]
+    classifier, report = fit_classifier(examples, open_hubert_of_nothing())
+    out = tmp_path / "a`b.safetensors"
+    words = {"hubert": "a`b", "fingerprint": "f", "strength": 1.0, "codec": None}
+    card_place(out).mkdir()
+    (card_place(out) / "x").touch()
+    with pytest.raises(OSError, match="a`b"):
+        write_both(classifier, out, report, **words, command=["minibark", "a b"])
+    assert not out.exists() and len(list(tmp_path.iterdir())) == 1
+    shutil.rmtree(card_place(out))
+    write_both(classifier, out, report, **words, command=["minibark", "a b"])
+    assert Classifier.load(out).weight.tobytes() == classifier.weight.tobytes()
+    card = card_place(out).read_text()
+    assert "`minibark 'a b'`" in card and "layer 6 of `` a`b ``" in card
+
+
+def test_what_is_left_out_is_counted(folders, tmp_path, recwarn):
+    root = tmp_path / "root"
+    shutil.copytree(folders / "bark", root)
+    n = len(recordings_in(root))
+    for name in ("a.WAV", "b.AIFC", "c.rf64", "d.snd", "e.voc", "f.W64", "g.m4a", ".hidden"):
+        (root / name).touch()
+    (root / "link").symlink_to(folders / "not")
+    (root / "file.wav").symlink_to(folders / "not" / "2.wav")
+    (root / "gone.wav").symlink_to(root / "nothing")
+    recwarn.clear()
+    assert len(recordings_in(root)) == n + 7
+    text = str(recwarn.pop().message)
+    assert "3 files that are no recordings by their suffix (.hidden, g.m4a, list.jsonl)" in text
+    assert "1 links to folders (link)" in text and "what is no file (gone.wav)" in text
+    assert not recwarn.list
+
+
+def test_one_recording_in_two_formats(folders, tmp_path, capsys):
+    root, out = tmp_path / "root", tmp_path / "out.safetensors"
+    shutil.copytree(folders, root)
+    audio, rate = soundfile.read(root / "not" / "2.wav", dtype="int16")
+    soundfile.write(root / "not" / "again.flac", audio, rate)
+    assert main(command(root, out, "-q")) == 0
+    assert f"again.flac is {root}/not/2.wav again and is left out" in capsys.readouterr().err
+    soundfile.write(root / "bark" / "again.flac", audio, rate)
+    assert main(command(root, out, "-q")) == 1
+    assert "one recording is in both classes: " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file whose reading fails")
+def test_a_recording_that_cannot_be_read_is_left_out(folders, tmp_path, capsys):
+    root, out = tmp_path / "root", tmp_path / "out.safetensors"
+    shutil.copytree(folders, root)
+    (root / "not" / "disk.wav").symlink_to("/proc/self/mem")
+    assert main(command(root, out, "-q")) == 0
+    shown = capsys.readouterr()
+    assert "left out: " in shown.err and "disk.wav: " in shown.err
+    assert "6 of Bark, 7 recordings" in shown.out
+    words = ["--classifier", str(out), "--hubert", str(folders / "hubert")]
+    assert main(["detect", str(root / "not" / "disk.wav"), *words]) == 1
+    assert re.fullmatch(r"minibark: \S+disk\.wav: [\w /]+\n", capsys.readouterr().err)
+
+
+def test_codecs_that_cannot_be_are_told_why(folders, encodec, tmp_path, capsys):
+    out = tmp_path / "out.safetensors"
+    for name in ("damaged", "stereo"):
+        shutil.copytree(encodec, tmp_path / name)
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    config = json.loads((encodec / "config.json").read_text())
+    config |= {"sampling_rate": 48_000, "audio_channels": 2}
+    (tmp_path / "stereo" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "file.th").write_bytes(b"x" * 99)
+    for name, text in {
+        "damaged": "model.safetensors is damaged",
+        "stereo": "codec of 48000 Hz and 2 channels; Bark's is the EnCodec of 24 kHz",
+        "file.th": "file.th is damaged or not a checkpoint",
+    }.items():
+        options = ("--codec-copies", "--model", str(tmp_path / name))
+        assert main(command(folders, out, *options)) == 1
+        found = capsys.readouterr().err
+        assert text in found and "--stage" not in found
+
+
+def test_a_hubert_of_nan_is_one_error(folders, tmp_path, capsys):
+    model = hubert_checkpoints.small_hubert()
+    model.encoder.layers[0].final_layer_norm.weight.data.fill_(torch.nan)
+    hubert_checkpoints.save_hubert(tmp_path / "nan", model)
+    out = tmp_path / "out.safetensors"
+    words = [*command(folders, out, "-q"), "--hubert", str(tmp_path / "nan")]
+    assert main(words) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
+    assert len(lines) == 1 and "HuBERT gives features that are not finite" in lines[0]

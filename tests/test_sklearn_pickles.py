@@ -106,6 +106,23 @@ def test_big_endian_and_boolean(tmp_path):
     assert np.array_equal(read(pickle.dumps(model, 2), tmp_path).weight, model.coef_)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "i2"])
+def test_labels_and_weights_of_classes_are_any_numbers(dtype, protocol, tmp_path):
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(40, 3)), (np.arange(40) % 2).astype(dtype)
+    model = LogisticRegression(class_weight={np.int64(0): np.float64(1), np.int64(1): 2.0})
+    model.fit(x, y).verbose = 1 << 4000  # Python writes so large a number in a way of its own
+    found = read(pickle.dumps(model, protocol), tmp_path)
+    assert found.weight.tobytes() == model.coef_.tobytes()
+
+
+def test_a_classifier_that_is_imported_already(tmp_path):
+    Classifier([[1.0, 2.0]], [0.5]).save(tmp_path / "c.safetensors")
+    with pytest.raises(CheckpointError, match="safetensors file already; give it to --classifier"):
+        import_classifier(tmp_path / "c.safetensors")
+
+
 def test_names_of_features_are_let_be(tmp_path):
     model = trained()
     model.feature_names_in_ = np.array(["a", "b", "c"], dtype=object)
@@ -179,7 +196,7 @@ BAD = {
     "three classes": (with_field(classes_=np.arange(3)), "0 and 1, .* they are 0, 1, 2"),
     "turned": (with_field(classes_=np.array([1, 0])), "they are 1, 0"),
     "other numbers": (with_field(classes_=np.array([1, 2])), "they are 1, 2"),
-    "words": (with_field(classes_=np.array(["a", "b"])), "classes_ must be an array of finite"),
+    "words": (with_field(classes_=np.array(["a", "b"])), "its classes are names"),
     "no weights": (with_field(coef_=None), "coef_ must be an array"),
     "list": (with_field(coef_=[[1.0, 2.0]]), "coef_ must be an array"),
     "flat": (with_field(coef_=np.ones(3)), r"coef_ must be \(1, C\)"),
@@ -190,8 +207,8 @@ BAD = {
     "complex": (with_field(coef_=ARRAY * 1j), "coef_ must be an array"),
     "objects": (with_field(coef_=ARRAY.astype(object)), "coef_ must be an array"),
     "two biases": (with_field(intercept_=np.ones(2)), r"intercept_ \(1,\)"),
-    "array": (ARRAY, "holds a array, not|holds an array, not"),
-    "number": (3, "holds a int, not|holds an int, not"),
+    "array": (ARRAY, "holds an array, not"),
+    "number": (3, "holds an int, not"),
     "dictionary": ({"coef_": ARRAY}, "holds a dict, not"),
 }
 

@@ -89,6 +89,7 @@ class Machine:
     Attributes:
         names: of classes and functions, those that a program may ask for.
         protocols: of pickles, those that are read.
+        keys: types that a dictionary's keys may have besides text and small numbers.
         writer: what is known to write such programs.
         holds: what is in them.
         at: the next byte of the code; after `run`, where the program ended.
@@ -97,6 +98,7 @@ class Machine:
 
     names: ClassVar[Collection[str]] = _NAMES
     protocols: ClassVar[Collection[int]] = (2,)
+    keys: ClassVar[Collection[type]] = ()
     writer: ClassVar[str] = "torch"
     holds: ClassVar[str] = "plain tensors and values"
 
@@ -180,7 +182,7 @@ class Machine:
                     raise TypeError
                 for key in items[::2]:
                     is_small = type(key) is int and abs(key) < 1 << 32  # larger hashes can collide
-                    if type(key) is not str and not is_small:
+                    if type(key) is not str and not is_small and type(key) not in self.keys:
                         kind = type(key).__name__
                         raise ValueError(f"a dictionary has a key of type {kind}, or too large")
                 self.target(dict).update(zip(items[::2], items[1::2], strict=True))

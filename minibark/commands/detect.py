@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import CheckpointError
 from ..files import shown
 from .bars import Bars
 from .ends import complain
@@ -35,8 +35,9 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="recordings of any format and rate, - for standard input; with --import-classifier "
-        "or --fit the classifier to write",
+        help="recordings of any format and rate, - for standard input; those over 10 s are cut "
+        "into equal windows and the mean is given (Suno's notebook takes them whole). With "
+        "--import-classifier or --fit the classifier to write",
     )
     parser.add_argument("--json", action="store_true", help="a JSON object on a line for each file")
     parser.add_argument(
@@ -45,8 +46,7 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hubert",
         metavar="DIR|REPO",
-        default=_DEFAULT_HUBERT,
-        help="the encoder, of HuBERT base's architecture (%(default)s)",
+        help=f"the encoder, of HuBERT base's architecture ({_DEFAULT_HUBERT})",
     )
     parser.add_argument("--revision", help="branch, tag or commit of the HuBERT on the hub")
     parser.add_argument("--offline", action="store_true", help="never ask the hub")
@@ -56,8 +56,19 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
         metavar="PKL",
         help="take it out of scikit-learn's pickle, of which nothing is executed",
     )
-    makes.add_argument("--fit", action="store_true", help="fit one to two folders of recordings")
-    makes.add_argument("--bark", metavar="DIR", help="recordings that Bark made")
+    makes.add_argument(
+        "--fit",
+        action="store_true",
+        help="fit one to two folders of recordings; its card is written beside it as "
+        "OUT.safetensors.md",
+    )
+    makes.add_argument(
+        "--bark",
+        metavar="DIR",
+        help="recordings that Bark made, in it and in "
+        "the folders below: .wav .flac .ogg .opus .mp3 .aiff .au .caf and whatever else soundfile "
+        "reads (docs/detect.md lists the suffixes)",
+    )
     makes.add_argument("--not-bark", metavar="DIR", help="recordings that it did not make")
     makes.add_argument(
         "--codec-copies",
@@ -67,31 +78,54 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
     )
     makes.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
-        help="whose codec; an EnCodec by itself will do too (%(default)s)",
+        help=f"whose codec; an EnCodec by itself will do too ({DEFAULT_MODEL})",
     )
 
 
 def _run(args: argparse.Namespace) -> None:
-    if args.fit and args.import_classifier:
+    if args.fit and args.import_classifier is not None:
         args.parser.error("--fit and --import-classifier are two ways; name one")
-    if not args.fit:
-        for option in ("bark", "not_bark", "codec_copies"):
-            if getattr(args, option):
-                args.parser.error(f"--{option.replace('_', '-')} goes with --fit")
-    if args.fit or args.import_classifier:
+    _check_options(args)
+    if args.fit or args.import_classifier is not None:
         if len(args.files) != 1 or not args.files[0].endswith(".safetensors"):
             args.parser.error("name one file to write, OUT.safetensors")
         (_fit if args.fit else _import)(args, args.files[0])
         return
-    if args.classifier is None:
+    if not args.classifier:
         args.parser.error(
             "--classifier FILE is needed: minibark ships none. Make one of Suno's pickle "
             "(--import-classifier classifier.pkl OUT.safetensors) or of recordings (--fit)"
         )
     from ..detect import Detector
 
-    _judge(args, Detector.from_pretrained(args.hubert, args.classifier, **_places(args)))
+    _judge(args, Detector.from_pretrained(_hubert(args), args.classifier, **_places(args)))
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse options that would do nothing."""
+    if not args.fit:
+        for option in ("bark", "not_bark", "codec_copies"):
+            if getattr(args, option):
+                args.parser.error(f"--{option.replace('_', '-')} goes with --fit")
+    if args.model is not None and not args.codec_copies:
+        args.parser.error("--model goes with --fit --codec-copies")
+    makes = "--fit" if args.fit else "--import-classifier"
+    if args.fit or args.import_classifier is not None:
+        for option in ("json", "classifier"):
+            if getattr(args, option):
+                args.parser.error(f"--{option} goes with recordings to judge, not with {makes}")
+    if args.import_classifier is not None:
+        for option in ("hubert", "revision", "offline"):
+            if getattr(args, option):
+                args.parser.error(f"--{option} does not go with --import-classifier")
+
+
+def _hubert(args: argparse.Namespace) -> str:
+    return _DEFAULT_HUBERT if args.hubert is None else args.hubert
+
+
+def _model(args: argparse.Namespace) -> str:
+    return DEFAULT_MODEL if args.model is None else args.model
 
 
 def _places(args: argparse.Namespace) -> dict[str, Any]:
@@ -106,12 +140,17 @@ def _judge(args: argparse.Namespace, detector: Detector) -> None:
             if file == "-" and sys.stdin is None:
                 raise ValueError("there is no standard input")
             found = detector.judge(sys.stdin.buffer if file == "-" else file)
+        except CheckpointError:  # of the HuBERT, so all would fail
+            raise
         except (ValueError, OSError) as error:
             if len(args.files) == 1:
                 raise
             n_failed += 1
-            words = error.strerror if isinstance(error, OSError) else None
-            tell(f"{shown(file)}: {words}" if words else str(error))
+            strerror = error.strerror if isinstance(error, OSError) else None
+            words = f"{shown(file)}: {strerror}" if strerror else str(error)
+            tell(words)
+            if args.json:
+                show(json.dumps({"file": file, "error": words}))
             continue
         show(_document(file, found) if args.json else _line(file, found))
     if n_failed:
@@ -159,39 +198,51 @@ def _fit(args: argparse.Namespace, out: str) -> None:
 
     for place in (Path(out), card.card_place(out)):
         check_writable(place)
+    card.check_card_place(out)
     bark, others = (fitting.recordings_in(folder) for folder in (args.bark, args.not_bark))
-    bark, others = fitting.distinct(bark, others)
     copier = _copier(args) if args.codec_copies else None
     if copier is None:
         tell(
             "warning: without --codec-copies a classifier learns the codec, and takes every voice "
             "sent through it for Bark's"
         )
-    hubert = open_hubert(args.hubert, **_places(args))
+    hubert = open_hubert(_hubert(args), **_places(args))
     with Bars(args.quiet) as bars:
+        bark, others = fitting.distinct(bark, others, bars.step)
         examples = fitting.examples_of(hubert, bark, others, copier, bars.step)
     classifier, report = fitting.fit_classifier(examples, hubert)
     assert classifier.fingerprint is not None
-    classifier.save(out)
-    card.write_card(
+    card.write_both(
+        classifier,
         out,
         report,
-        hubert=args.hubert,
+        hubert=_hubert(args),
         fingerprint=classifier.fingerprint,
         strength=fitting.STRENGTH,
         codec=copier.name if copier else None,
+        command=("minibark", *args.parser.prog.split()[1:], *_words(args, out)),
     )
     for name, rates in (("recordings", report.recordings), ("codec copies", report.copies)):
         if rates is not None:
             show(
-                f"{rates.n_bark} of Bark, {rates.n_other} {name}: AP "
+                f"cross-validated: {rates.n_bark} of Bark, {rates.n_other} {name}: AP "
                 f"{rates.average_precision:.3f}, EER {rates.equal_error_rate:.3f}, "
-                f"{rates.n_false} taken for Bark"
+                f"{rates.n_false} taken for Bark, {report.n_missed} of Bark missed"
             )
     if not args.quiet:
-        complain(
-            f"{shown(out)} and {shown(card.card_place(out).name)}: what it can tell and what not"
-        )
+        told = shown(card.card_place(out), 1000)
+        complain(f"{shown(out, 1000)}; what it can tell and what not: {told}")
+
+
+def _words(args: argparse.Namespace, out: str) -> list[str]:
+    """The options that made a classifier, for its card."""
+    words = ["--fit", "--bark", args.bark, "--not-bark", args.not_bark]
+    if args.codec_copies:
+        words += ["--codec-copies", "--model", _model(args)]
+    for option in ("hubert", "revision"):
+        if getattr(args, option):
+            words += [f"--{option}", getattr(args, option)]
+    return [*words, out]
 
 
 def _copier(args: argparse.Namespace) -> CodecCopier:
@@ -204,9 +255,10 @@ def _copier(args: argparse.Namespace) -> CodecCopier:
     from ..detect.fitting import CodecCopier
 
     options = {"cache_dir": args.cache_dir, "offline": args.offline}
-    checkpoint = _open(args.model, options)
+    model = _model(args)
+    checkpoint = _open(model, options)
     config, state = checkpoint.config, checkpoint.states["codec"]
-    encoder = open_encoder(args.model, config.codec, state["codebooks"], **options)
+    encoder = open_encoder(model, config.codec, state["codebooks"], **options)
     decoder = fast.build("codec", config, state, fast.choose("cpu", "float32"))
     assert isinstance(decoder, CodecDecoder)
 
@@ -215,18 +267,26 @@ def _copier(args: argparse.Namespace) -> CodecCopier:
         made: torch.Tensor = decoder(encoder(audio))
         return made[0, : len(audio)]
 
-    return CodecCopier(copy, config.codec.sampling_rate, args.model)
+    return CodecCopier(copy, config.codec.sampling_rate, model)
 
 
 def _open(model: str, options: dict[str, Any]) -> Checkpoint:
     """A Bark; around an EnCodec by itself a random one, of which nothing else is used."""
-    from ..checkpoint.hub import RANDOM
+    from ..checkpoint.hub import RANDOM, Source
     from ..checkpoint.layouts import open_checkpoint
-    from ..config import CheckpointError
+    from ..checkpoint.single import is_single
+    from ..files import read_json
 
-    try:
+    source = Source.of(model, **options).pinned()
+    config = None if source.is_random or os.path.isfile(source.path) else source.find("config.json")
+    document: Any = read_json(config) if config else None
+    if not os.path.isfile(source.path) and not is_single(document):
         return open_checkpoint(model, **options)
-    except CheckpointError as error:
-        with contextlib.suppress(CheckpointError):
-            return open_checkpoint(RANDOM, stages={"codec": model}, **options)
-        raise error
+    if is_single(document):
+        rate, channels = document.get("sampling_rate", 24_000), document.get("audio_channels", 1)
+        if (rate, channels) != (24_000, 1):
+            raise CheckpointError(
+                f"{shown(model)} is a codec of {shown(rate)} Hz and {shown(channels)} channels; "
+                "Bark's is the EnCodec of 24 kHz and one channel: facebook/encodec_24khz"
+            )
+    return open_checkpoint(RANDOM, stages={"codec": model}, **options)

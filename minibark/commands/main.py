@@ -84,6 +84,8 @@ def _main(words: list[str]) -> int:
                 what = reason(error) if isinstance(error, MemoryError) and str(error) else ""
                 what = what or "out of memory"
                 tip = "try --precision bfloat16, --offload or a smaller model"
+                if not hasattr(args, "precision"):  # a command without the models' options
+                    tip = "free some, or take a machine with more"
                 return _failed(args, f"{what}; {tip}")
             tip = "" if args.debug else " (--debug shows where)"
             return _failed(args, f"{type(error).__name__}: {reason(error)}{tip}")

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..files import replacing, shown
+from .classifier import Classifier
 from .fitting import N_FOLDS, Rates, Report
 
+_SIGN = "Made by `minibark detect --fit`"  # tells a card from other files
 _TEXT = """# {title}
 
 A logistic regression on HuBERT's features that gives the probability that Bark made a recording.
-Made by `minibark detect --fit`, used by `minibark detect FILE --classifier {file}`.
+{sign}: {command}. Used by {use}.
 
 | | |
 |---|---|
 | Bark | {n_bark} recordings |
 | Not Bark | {n_other} recordings, {copies} |
-| Features | layer 6 of `{hubert}`, mean over windows of at most 10 s; {n_windows:,} windows |
+| Features | layer 6 of {hubert}, mean over windows of at most 10 s; {n_windows:,} windows |
 | HuBERT's SHA-256 | `{fingerprint}` |
 | Penalty | L2, {strength:g} (features brought to deviation 1) |
 
@@ -48,11 +54,39 @@ _NO_COPIES = """- **It was fitted without codec copies.** What Bark says comes o
 
 
 def card_place(classifier: str | os.PathLike[str]) -> Path:
-    """Where the card of a classifier lies: the same name with `.md`."""
-    return Path(os.path.expanduser(classifier)).with_suffix(".md")
+    """Where the card of a classifier lies: `.md` behind its name, so `mine.safetensors.md`."""
+    return Path(os.path.expanduser(f"{os.fspath(classifier)}.md"))
 
 
-def write_card(
+def check_card_place(classifier: str | os.PathLike[str]) -> None:
+    """Refuse to write a card over a file that is none; raises FileExistsError."""
+    place = card_place(classifier)
+    if place.is_file():
+        with place.open("rb") as file:
+            start = file.read(4096)
+        if _SIGN.encode() not in start:
+            raise FileExistsError(
+                f"{shown(place, 1000)} is there and is no card of a classifier; the card would "
+                "replace it: move it away, or name another OUT.safetensors"
+            )
+
+
+def write_both(
+    classifier: Classifier, path: str | os.PathLike[str], report: Report, **card: Any
+) -> None:
+    """Write a classifier and its card, each whole or neither; `card` as of `card_text`.
+
+    Raises:
+        FileExistsError: what lies in the card's place is no card.
+    """
+    check_card_place(path)
+    text = card_text(path, report, **card)
+    with replacing(path) as part, replacing(card_place(path)) as card_part:
+        classifier.save(part)
+        card_part.write_text(text, encoding="utf-8")
+
+
+def card_text(
     classifier: str | os.PathLike[str],
     report: Report,
     *,
@@ -60,8 +94,9 @@ def write_card(
     fingerprint: str,
     strength: float,
     codec: str | None,
-) -> None:
-    """Write the card, whole or not at all.
+    command: Sequence[str],
+) -> str:
+    """The card.
 
     Args:
         classifier: the file that it describes.
@@ -70,6 +105,7 @@ def write_card(
         fingerprint: of the encoder.
         strength: of the penalty.
         codec: through which the copies went; None if there are none.
+        command: the words that made it.
     """
     against = {
         "recordings": report.recordings,
@@ -78,15 +114,15 @@ def write_card(
     }
     rows = [_row(name, rates) for name, rates in against.items() if rates is not None]
     n_copies = report.copies.n_other if report.copies else 0
-    text = _TEXT.format(
+    return _TEXT.format(
+        sign=_SIGN,
         title=shown(Path(classifier).name),
-        file=shown(Path(classifier).name),
+        command=_code(shlex.join(command)),
+        use=_code(shlex.join(("minibark", "detect", "FILE", "--classifier", str(classifier)))),
         n_bark=report.recordings.n_bark,
         n_other=report.recordings.n_other,
-        copies=f"{n_copies} codec copies of them by `{shown(codec)}`"
-        if codec
-        else "no codec copies",
-        hubert=shown(hubert),
+        copies=f"{n_copies} codec copies of them by {_code(codec)}" if codec else "no codec copies",
+        hubert=_code(hubert),
         n_windows=report.n_windows,
         fingerprint=fingerprint,
         strength=strength,
@@ -95,8 +131,13 @@ def write_card(
         n_missed=report.n_missed,
         warning="" if codec else _NO_COPIES,
     )
-    with replacing(card_place(classifier)) as part:
-        part.write_text(text, encoding="utf-8")
+
+
+def _code(text: str) -> str:
+    """A text as Markdown's code: between more backticks than it has in a row."""
+    text = shown(text, 1000)
+    ticks = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
+    return f"{ticks} {text} {ticks}" if "`" in text else f"`{text}`"
 
 
 def _row(name: str, rates: Rates) -> str:

@@ -13,9 +13,10 @@ import torch
 from ..checkpoint.shapes import some
 from ..checkpoint.tensors import read_safetensors, save_safetensors
 from ..config import CheckpointError
-from ..files import replacing, shown
+from ..files import reason, replacing, shown
 
 _HUBERT = "hubert_sha256"  # in the file's metadata
+_LARGEST = 1e200  # times any features in float32 it is a number still
 
 
 class Classifier:
@@ -30,18 +31,25 @@ class Classifier:
 
     def __init__(
         self,
-        weight: np.ndarray[Any, Any],
-        bias: np.ndarray[Any, Any],
+        weight: Any,
+        bias: Any,
         fingerprint: str | None = None,
     ) -> None:
-        """Take the numbers; raises CheckpointError if they have other shapes or are not finite."""
+        """Take the numbers, as arrays, tensors or lists.
+
+        Raises:
+            CheckpointError: they have other shapes or types, or are not finite or far too large.
+        """
+        weight, bias = _floats(weight), _floats(bias)
         if weight.ndim != 2 or len(weight) != 1 or not weight.size or bias.shape != (1,):
             raise CheckpointError(
                 f"weight must be (1, C) and bias (1,), got {weight.shape} and {bias.shape}"
             )
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise CheckpointError("weight and bias must be finite numbers")
-        self.weight, self.bias = weight.astype(np.float64), bias.astype(np.float64)
+        if max(np.abs(weight).max(), np.abs(bias).max()) > _LARGEST:
+            raise CheckpointError(f"weight and bias must be numbers of at most {_LARGEST:g}")
+        self.weight, self.bias = weight, bias
         self.fingerprint = fingerprint
 
     def probability(self, features: np.ndarray[Any, Any]) -> float:
@@ -103,3 +111,12 @@ class Classifier:
                 f"the classifier was fitted to the features of another HuBERT than {shown(name)}; "
                 "name that one, or fit anew"
             )
+
+
+def _floats(numbers: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    if isinstance(numbers, torch.Tensor):
+        numbers = numbers.detach().cpu().double()
+    try:
+        return np.array(numbers, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"weight and bias must be numbers ({reason(error)})") from None

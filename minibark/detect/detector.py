@@ -38,22 +38,26 @@ class Judgement:
         probability: that Bark made it, the mean over its windows. A hint and no proof.
         windows: the probability of each.
         seconds: how long it is.
+        starts: the second at which each window begins.
     """
 
     probability: float
     windows: tuple[float, ...]
     seconds: float
+    starts: tuple[float, ...]
 
     @property
     def highest(self) -> tuple[float, float]:
         """The highest probability of a window, and the second at which that window begins."""
         place = int(np.argmax(self.windows))
-        return self.windows[place], place * self.seconds / len(self.windows)
+        return self.windows[place], self.starts[place]
 
     @property
     def verdict(self) -> str:
         """The same in words."""
         is_bark = self.probability >= THRESHOLD
+        if self.probability == THRESHOLD:
+            return "could be Bark or not to this classifier"
         return f"{'sounds' if is_bark else 'does not sound'} like Bark to this classifier"
 
 
@@ -107,7 +111,7 @@ class Detector:
 
         Args:
             audio: (N,) or (N, channels) floats in about [-1, 1], of which nothing is normalised.
-            sample_rate: Hz, in [1_000, 384_000].
+            sample_rate: Hz, a whole number in [1_000, 384_000].
 
         Raises:
             AudioError: shorter than 25 ms, not finite, or of another shape or type.
@@ -127,16 +131,17 @@ class Detector:
         Raises:
             AudioError: as of `features`, or not an audio file; the text names it.
             OSError: it cannot be read.
+            TypeError: neither a path nor a file that is open to read bytes.
         """
-        rows, seconds = recording_features(self.hubert, place)
+        rows, starts, seconds = recording_features(self.hubert, place)
         found = [self.classifier.probability(row) for row in rows]
-        return Judgement(float(np.mean(found)), tuple(found), seconds)
+        return Judgement(float(np.mean(found)), tuple(found), seconds, tuple(starts))
 
 
 def recording_features(
     hubert: Hubert, place: Place, heard: Callable[[_Array, int], Tensor] = window
-) -> tuple[list[_Array], float]:
-    """The features (C,) of each window of a recording, and its length in seconds.
+) -> tuple[list[_Array], list[float], float]:
+    """The features (C,) of each window of a recording, the second where it begins, and the length.
 
     Args:
         hubert: the encoder.
@@ -147,15 +152,19 @@ def recording_features(
     Raises:
         AudioError, OSError: as of `Detector.judge`.
     """
-    lengths: list[float] = []
+    starts: list[float] = []
+    n_read, rate = 0, 1
 
     def pieces(file: BinaryIO) -> Iterator[Tensor]:
-        for audio, sample_rate in read(file):
-            lengths.append(len(audio) / sample_rate)
-            yield heard(audio, sample_rate)
+        nonlocal n_read, rate
+        for audio, rate in read(file):
+            starts.append(n_read / rate)
+            n_read += len(audio)
+            yield heard(audio, rate)
 
     with opened(place) as file:
-        return _some(list(features_of(hubert, pieces(file)))), sum(lengths)
+        rows = _some(list(features_of(hubert, pieces(file))))
+    return rows, starts[: len(rows)], n_read / rate
 
 
 def features_of(hubert: Hubert, pieces: Iterable[Tensor]) -> Iterator[_Array]:

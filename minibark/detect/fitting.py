@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -18,16 +17,18 @@ from .classifier import Classifier
 from .detector import THRESHOLD, recording_features
 from .hubert import SAMPLE_RATE, Hubert
 from .pretrained import fingerprint
-from .recordings import AudioError, window
+from .recordings import AudioError, digest, window
 from .regression import Flags, Floats, average_precision, equal_error_rate, fit
 from .resample import resample
 
 N_FOLDS = 5
 STRENGTH = 0.25  # of the penalty; less learns a few hundred windows by heart (docs/detect.md)
 SUFFIXES = (
-    *(".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3"),
-    *(".aiff", ".aif", ".au", ".caf", ".w64"),
-)
+    *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus"),
+    *(".mp1", ".mp2", ".mp3", ".aiff", ".aif", ".aifc", ".caf", ".au", ".snd", ".voc"),
+    *(".avr", ".htk", ".iff", ".svx", ".8svx", ".nist", ".sph", ".paf", ".pvf"),
+    *(".mat", ".sd2", ".sds", ".sf", ".wve", ".xi"),
+)  # in any case; with others, of soundfile's, it cannot tell what is in them
 
 OnStep = Callable[[str, int, int], None]
 
@@ -108,7 +109,9 @@ class Report:
 
 
 def recordings_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """The recordings in a folder and those below it, by name.
+    """The recordings in a folder and those below it, by name; a warning says what is left out.
+
+    Links to files are followed, links to folders are not.
 
     Raises:
         FileNotFoundError: no such folder, or none in it.
@@ -116,25 +119,62 @@ def recordings_in(folder: str | os.PathLike[str]) -> list[Path]:
     root = Path(os.path.expanduser(folder))
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {shown(root, 1000)}")
-    found = [path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    found: list[Path] = []
+    left: dict[str, list[str]] = {}
+
+    def leave(kind: str, path: str | os.PathLike[str]) -> None:
+        left.setdefault(kind, []).append(os.path.relpath(path, root))
+
+    for place, folders, names in os.walk(
+        root, onerror=lambda error: leave("folders that cannot be read", error.filename)
+    ):
+        for name in folders:
+            if os.path.islink(os.path.join(place, name)):
+                leave("links to folders", os.path.join(place, name))
+        for name in names:
+            path = Path(place, name)
+            if path.suffix.lower() not in SUFFIXES:
+                leave("files that are no recordings by their suffix", path)
+            elif not os.path.isfile(path):
+                leave("links to nothing, or what is no file", path)
+            else:
+                found.append(path)
+    if left:
+        each = (
+            f"{len(places)} {kind} ({shown(', '.join(sorted(places)[:3]))}"
+            f"{', ...' if len(places) > 3 else ''})"
+            for kind, places in left.items()
+        )
+        warn(f"left out of {shown(root, 1000)}: {'; '.join(each)}")
     if not found:
         raise FileNotFoundError(f"{shown(root, 1000)} holds no recordings ({', '.join(SUFFIXES)})")
     return sorted(found)
 
 
-def distinct(bark: Sequence[Path], others: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """The two classes without what a class has twice.
+def distinct(
+    bark: Sequence[Path], others: Sequence[Path], on_step: OnStep | None = None
+) -> tuple[list[Path], list[Path]]:
+    """The two classes without what cannot be read, and without what a class has twice.
+
+    Two are one if their samples and rate are the same, whatever their files are.
+
+    Args:
+        bark: recordings that Bark made.
+        others: recordings that it did not.
+        on_step: is told of `"reading"`, how many recordings are done, and of how many.
 
     Raises:
         ValueError: a recording is in both, or a class has fewer than there are folds.
     """
     seen: dict[bytes, tuple[Path, int]] = {}
     kept: tuple[list[Path], list[Path]] = ([], [])
-    for i, paths in enumerate((bark, others)):
-        for path in paths:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").digest()
-            first, its_class = seen.setdefault(digest, (path, i))
+    places = [(path, 0) for path in bark] + [(path, 1) for path in others]
+    for n_done, (path, i) in enumerate(places, 1):
+        try:
+            first, its_class = seen.setdefault(digest(path), (path, i))
+        except (AudioError, OSError) as error:
+            _leave_out(path, error)
+        else:
             if its_class != i:
                 raise ValueError(
                     f"one recording is in both classes: {shown(first)} and {shown(path)}"
@@ -143,8 +183,16 @@ def distinct(bark: Sequence[Path], others: Sequence[Path]) -> tuple[list[Path], 
                 kept[i].append(path)
             else:
                 warn(f"{shown(path)} is {shown(first)} again and is left out")
+        if on_step is not None:
+            on_step("reading", n_done, len(places))
+    for i in (0, 1):
         _check_number(len(kept[i]), i == 0)
     return kept
+
+
+def _leave_out(path: Path, error: Exception) -> None:
+    words = error.strerror if isinstance(error, OSError) else None
+    warn(f"left out: {shown(path, 1000)}: {words}" if words else f"left out: {error}")
 
 
 def _check_number(n: int, is_bark: bool) -> None:
@@ -184,8 +232,8 @@ def examples_of(
             if copier is not None and not is_bark:
                 ways.append(copier)
             rows = [recording_features(hubert, path, way)[0] for way in ways]
-        except AudioError as error:
-            warn(f"left out: {error}")
+        except (AudioError, OSError) as error:
+            _leave_out(path, error)
             continue
         found += [
             Example(np.stack(some).astype(np.float64), is_bark, i == 1, group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from typing import Any
 
 import torch
@@ -59,6 +60,12 @@ def open_hubert(
     """
     if name in (BUILT_IN, RANDOM):
         raise CheckpointError(f"{name!r} is a Bark, not a HuBERT; the classifier needs {HUBERT}")
+    is_path = not isinstance(name, str) or not name or re.search(r"^[./~]|[/\\]$", name)
+    if is_path and not os.path.exists(os.path.expanduser(name)):
+        raise FileNotFoundError(
+            f"no HuBERT {shown(name) or repr(name)}: no such folder; a HuBERT is a folder with "
+            f"config.json and weights, or a repository on the hub such as {HUBERT}"
+        )
     source = Source.of(name, cache_dir, revision, offline)
     if os.path.isfile(source.path):
         raise CheckpointError(f"{shown(source.path)} is a file; a HuBERT is the folder it lies in")
@@ -68,6 +75,8 @@ def open_hubert(
         return _read(source.pinned())
     except FileNotFoundError as error:
         why = source.unreachable or ("it was not asked" if offline else reason(error))
+        if type(error.__cause__).__name__ in ("RepositoryNotFoundError", "HFValidationError"):
+            why = "no such repository"  # the error's own text names models of Bark
         raise FileNotFoundError(
             f"no HuBERT {shown(name)}: no such folder, not all in the local cache, and not from "
             f"the hub ({why}). On a machine with network: 'hf download {HUBERT} config.json "

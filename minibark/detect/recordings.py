@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import math
 import os
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import CheckpointError
 from ..files import naming, reason, shown
 from .hubert import SAMPLE_RATE
 from .resample import resample
@@ -23,6 +27,12 @@ RATES = (1_000, 384_000)  # Hz
 _MAX_CHANNELS = 64
 _MAX_PIPED_BYTES = 1 << 30
 _LOUDEST = 1e6  # far beyond, squares of samples overflow
+_SLACK_S = 0.05  # by which a recording may be shorter than it says; encoders of MP3 count otherwise
+_MP3 = ("MP3", "MPEG")
+_UNKNOWN_FRAMES = 1 << 62
+_UNKNOWN_BYTES = 0x7FFF_0000  # what writes to a pipe says this or more, since it cannot know
+
+_Samples = np.ndarray[Any, np.dtype[np.float32]]
 
 Place = str | os.PathLike[str] | BinaryIO
 
@@ -47,7 +57,9 @@ def windows(audio: np.ndarray[Any, Any], sample_rate: int) -> Iterator[Tensor]:
         raise AudioError(
             f"audio must be (N,) or (N, channels) floats, got {audio.shape} {audio.dtype}"
         )
-    _check(1 if audio.ndim == 1 else audio.shape[1], sample_rate)
+    if audio.ndim == 2 and audio.shape[0] <= _MAX_CHANNELS < audio.shape[1]:
+        raise AudioError(f"audio must be (N, channels), got {audio.shape}: turn it with audio.T")
+    sample_rate = _check(1 if audio.ndim == 1 else audio.shape[1], sample_rate)
     size = share(len(audio), sample_rate)
     for start in range(0, len(audio), size):
         yield window(audio[start : start + size], sample_rate)
@@ -62,61 +74,232 @@ def window(audio: np.ndarray[Any, Any], sample_rate: int, new_rate: int = SAMPLE
     mono = audio if audio.ndim == 1 else audio.mean(1)
     if not (np.abs(mono) < _LOUDEST).all():  # NaN is not less than anything
         raise AudioError("the audio holds NaN or infinity, or samples far outside [-1, 1]")
-    samples = torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
+    samples = torch.from_numpy(np.require(mono, np.float32, ["C", "W"]))
     return resample(samples, sample_rate, new_rate)
 
 
 @contextlib.contextmanager
 def opened(place: Place) -> Iterator[BinaryIO]:
-    """A file, or an open one as it is; any error of the block is one that names it.
+    """A file from its start, or an open one; any error of the block is one that names it.
 
     Raises:
         AudioError: whatever was wrong with what was read.
         OSError: it cannot be read.
+        TypeError: it is neither a path nor a file opened to read bytes.
     """
     if not isinstance(place, (str, os.PathLike)):
-        with naming("standard input", AudioError):
+        with _naming(_name(place)):
             yield place
         return
     path, where = Path(os.path.expanduser(place)), shown(os.fspath(place), 1000)
     if path.is_dir():
         raise AudioError(f"{where} is a folder; name the files in it")
-    with path.open("rb") as file, naming(where, AudioError):
+    with path.open("rb") as file, _naming(where):
         yield file
 
 
-def read(file: BinaryIO) -> Iterator[tuple[np.ndarray[Any, np.dtype[np.float32]], int]]:
+def _name(file: BinaryIO) -> str:
+    """What messages call an open file."""
+    if not hasattr(file, "read") or isinstance(file, io.TextIOBase):
+        raise TypeError(
+            "a recording is a path or a file opened to read bytes (open(path, 'rb')), got "
+            f"{type(file).__name__}; samples go to Detector.probability"
+        )
+    if not file.readable():
+        raise TypeError("the file is not open to be read; open it with 'rb'")
+    name = getattr(file, "name", None)
+    if name == "<stdin>" or file is getattr(sys.stdin, "buffer", None):
+        return "standard input"
+    return shown(name, 1000) if isinstance(name, str) and name else "the recording"
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = where
+        raise
+    except CheckpointError:  # of the HuBERT, not of the recording
+        raise
+    except Exception:
+        with naming(where, AudioError):
+            raise
+
+
+def read(file: BinaryIO) -> Iterator[tuple[_Samples, int]]:
     """A recording in equal windows of at most 10 s: samples (n, channels), and their rate in Hz.
 
+    It is decoded twice: the first time tells how long it is and whether it is whole.
+
     Raises:
-        AudioError: none of the formats that soundfile reads, damaged, or with no sample in it.
+        AudioError: none of the formats that soundfile reads, damaged, cut off, or with no sample.
+        OSError: it cannot be read.
     """
+    file = _seekable(file)
+    n_samples, sample_rate = 0, 1
+    for audio, rate in _blocks(file):
+        n_samples, sample_rate = n_samples + len(audio), rate
+    if not n_samples:
+        raise AudioError("it holds no sound")
+    yield from _blocks(file, share(n_samples, sample_rate))
+
+
+def digest(place: Place) -> bytes:
+    """What two recordings share whose samples and rate are the same, whatever their files are.
+
+    Raises:
+        AudioError, OSError: as of `read`.
+    """
+    total = hashlib.sha256()
+    with opened(place) as file:
+        for audio, sample_rate in _blocks(_seekable(file)):
+            total.update(f"{sample_rate} {audio.shape[1]} ".encode())
+            total.update(np.ascontiguousarray(audio).data)
+    return total.digest()
+
+
+def _seekable(file: BinaryIO) -> BinaryIO:
+    """The file, or one in memory of what comes out of a pipe."""
+    if file.seekable():
+        return file
+    content = bytearray(file.read(_MAX_PIPED_BYTES + 1))
+    if len(content) > _MAX_PIPED_BYTES:
+        raise AudioError(f"more than {_MAX_PIPED_BYTES >> 30} GiB; name a file in its place")
+    at = 12
+    while content[:4] == b"RIFF" and at + 8 <= len(content):
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        if content[at : at + 4] == b"data":
+            if not size:  # whoever began to write it did not know; libsndfile would believe it
+                content[at + 4 : at + 8] = b"\xff\xff\xff\xff"
+            break
+        at += 8 + size + size % 2
+    return io.BytesIO(content)
+
+
+class _Kept:
+    """A file whose first exception is kept: what a callback of libsndfile raises would be lost."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: BaseException | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._tried(self.file.read, len(buffer)) or b""
+        buffer[: len(data)] = data
+        return len(data)
+
+    # soundfile asks whether there is one, and calls `readinto`
+    def read(self, size: int) -> bytes:
+        data: bytes = self._tried(self.file.read, size) or b""
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._tried(self.file.seek, offset, whence) or 0
+
+    def tell(self) -> int:
+        return self._tried(self.file.tell) or 0
+
+    def _tried(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return None if self.error else call(*args)
+        except BaseException as error:  # Ctrl-C among them
+            self.error = error
+            return None
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+def _blocks(file: BinaryIO, size: int = 1 << 17) -> Iterator[tuple[_Samples, int]]:
+    """All of a recording, `size` samples (n, channels) at a time, and the rate in Hz."""
     import soundfile
 
-    if not file.seekable():
-        content = file.read(_MAX_PIPED_BYTES + 1)
-        if len(content) > _MAX_PIPED_BYTES:
-            raise AudioError(f"more than {_MAX_PIPED_BYTES >> 30} GiB; name a file in its place")
-        file = io.BytesIO(content)
-    n_read = 0
+    file.seek(0)
+    kept, n_read = _Kept(file), 0
     try:
-        with soundfile.SoundFile(file) as sound:
-            _check(sound.channels, sound.samplerate)
-            size = share(sound.frames, sound.samplerate)
+        with soundfile.SoundFile(kept) as sound:
+            # Else it seeks after each block, which fails where a FLAC does not say its length.
+            sound.seekable = lambda: False
+            rate = _check(sound.channels, sound.samplerate)
+            expected = _announced(sound, file)
+            kept.check()
             while len(audio := sound.read(size, dtype="float32", always_2d=True)):
+                kept.check()
                 n_read += len(audio)
-                yield audio, sound.samplerate
+                yield audio, rate
+            kept.check()
+            if expected == 0 and sound.format in _MP3:
+                _check_rest(file, n_read / rate)
     except (soundfile.LibsndfileError, TypeError) as error:  # the latter for headerless `.raw`
+        kept.check()
         why = getattr(error, "error_string", None) or reason(error)
         raise AudioError(f"damaged, or no audio that can be read ({why})") from error
-    if not n_read:
-        raise AudioError("it holds no sound")
+    if expected is None:
+        raise AudioError("its last page is missing: damaged or cut off")
+    if n_read + rate * _SLACK_S < expected:
+        raise AudioError(
+            f"it says {expected / rate:.1f} s and has {n_read / rate:.1f} s: damaged or cut off"
+        )
 
 
-def _check(n_channels: int, sample_rate: int) -> None:
+def _announced(sound: Any, file: BinaryIO) -> float | None:
+    """How many samples the header says there are; 0 if it does not say, None without an end."""
+    log, frames = sound.extra_info, int(sound.frames)
+    if sound.format == "OGG":  # says nothing, but marks the last page
+        return None if "lacks an end-of-stream" in log else 0
+    if sound.format in _MP3:
+        return frames if _counts_frames(file) else 0
+    if frames >= _UNKNOWN_FRAMES:
+        return 0
+    if found := re.search(r"'ds64' chunk of (\d+)", log):
+        return max(int(found[1]), frames)
+    # libsndfile mends the sizes of what is cut off, and says so in its log.
+    found = re.search(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", log, re.M)
+    if found is None and sound.format == "W64":
+        length = re.search(r"^Length : (\d+)", log, re.M)
+        riff = re.search(r"^riff : (\d+)", log, re.M)
+        return frames * int(riff[1]) / int(length[1]) if riff and length else frames
+    said, there = (int(found[1]), int(found[2])) if found else (0, 1)
+    is_known = there < said < _UNKNOWN_BYTES and there > 0
+    return frames * said / there if is_known else frames
+
+
+def _counts_frames(file: BinaryIO) -> bool:
+    """Whether an MP3's first frame says how many there are; else libsndfile guesses."""
+    at = file.tell()
+    file.seek(0)
+    head = file.read(10)
+    if head[:3] == b"ID3":
+        size = sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
+        file.seek(10 + size)
+        head = b""
+    head += file.read(1024)
+    file.seek(at)
+    return any(name in head for name in (b"Xing", b"Info", b"VBRI"))
+
+
+def _check_rest(file: BinaryIO, seconds: float) -> None:
+    """Refuse an MP3 of which libsndfile has read as much as it guessed, and there is more."""
+    at = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    if end - at > max(end // 20, 4096):  # tags may lie at the end
+        raise AudioError(
+            f"its header does not say how long it is, and only its first {seconds:.1f} s can be "
+            "read; write it anew, as FLAC or WAV"
+        )
+
+
+def _check(n_channels: int, sample_rate: float) -> int:
+    """The rate, of whatever type it is."""
+    if not isinstance(sample_rate, (int, float, np.integer, np.floating)) or sample_rate % 1:
+        raise AudioError(f"the sample rate must be a whole number of Hz, got {sample_rate!r}")
     if not RATES[0] <= sample_rate <= RATES[1]:
         raise AudioError(
             f"the sample rate must be in [{RATES[0]}, {RATES[1]}] Hz, got {sample_rate}"
         )
     if not 1 <= n_channels <= _MAX_CHANNELS:
         raise AudioError(f"audio may have 1 to {_MAX_CHANNELS} channels, got {n_channels}")
+    return int(sample_rate)

@@ -36,6 +36,7 @@ _NAMES = frozenset(
 _TEXTS = {b"\x8c": "<B", b"\x8d": "<Q"}
 _BINARY = {b"C": "<B", b"B": "<I", b"\x8e": "<Q", b"\x96": "<Q"}
 _COMPRESSED = (b"x", b"\x1f\x8b", b"BZ", b"\xfd7zXZ", b"]\0\0", b"PK")  # as joblib writes it too
+_DTYPES = frozenset(("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1"))
 _LARGEST = 1 << 16  # features, far above every HuBERT's
 
 
@@ -66,11 +67,29 @@ class _Object:
         self.fields: dict[str, Any] = {}
 
 
+_KINDS: dict[type, str] = {
+    type(None): "None",
+    _Array: "an array",
+    _Dtype: "a type of NumPy's",
+    Name: "the name of a class or function",
+    bool: "True or False",
+    int: "an int",
+    float: "a number",
+    str: "a text",
+    bytes: "bytes",
+    _Encoded: "bytes",
+    list: "a list",
+    tuple: "a tuple",
+    dict: "a dict",
+}
+
+
 class _SklearnMachine(Machine):
     """A program as scikit-learn's users have Python write it."""
 
     names = _NAMES
     protocols = range(6)
+    keys = (_Array, bool)  # of `class_weight`; the former's hash is its place in memory
     writer = "Python's pickle"
     holds = "a logistic regression of scikit-learn"
 
@@ -102,6 +121,8 @@ class _SklearnMachine(Machine):
                 stack.append(self.pop_from(self.marks.pop()))
             case b"\x95":
                 self.number("<Q")  # a frame: how far to read ahead
+            case b"\x8b":
+                stack.append(int.from_bytes(self.take(self.number("<I")), "little", signed=True))
             case b"\x94":
                 self.memo[len(self.memo)] = stack[-1]
             case b"\x93":
@@ -166,12 +187,14 @@ def import_classifier(path: Path) -> Classifier:
     with naming(path):
         if len(code) > MAX_PROGRAM_BYTES:
             raise ValueError(f"larger than {MAX_PROGRAM_BYTES >> 20} MiB, as no such classifier is")
+        if code[8:10] == b'{"' and int.from_bytes(code[:8], "little") < 1 << 24:
+            raise ValueError("it is a safetensors file already; give it to --classifier")
         if code.startswith(_COMPRESSED):
             raise ValueError("it is compressed; write it anew with pickle.dump")
         found = _SklearnMachine(code).run()
         if not isinstance(found, _Object):
-            kind = type(found).__name__.strip("_").lower()
-            raise ValueError(f"it holds a {kind}, not scikit-learn's LogisticRegression")
+            kind = _KINDS.get(type(found), "something else")
+            raise ValueError(f"it holds {kind}, not scikit-learn's LogisticRegression")
         return _classifier(found.fields)
 
 
@@ -179,6 +202,12 @@ def _classifier(fields: dict[str, Any]) -> Classifier:
     missing = {"classes_", "coef_", "intercept_"} - set(fields)
     if missing:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}: it was not fitted")
+    match fields["classes_"]:
+        case _Array(dtype=_Dtype(kind=kind)) if kind[:1] in ("U", "S", "O"):
+            raise ValueError(
+                "its classes are names; they must be 0 and 1, since which of two names is Bark "
+                "cannot be known. Fit it again with labels 0 (not Bark) and 1 (Bark)"
+            )
     classes, weight, bias = (_numbers(fields, n) for n in ("classes_", "coef_", "intercept_"))
     if len(classes) != 2 or classes[0] >= classes[1] or classes[1] != 1:
         raise ValueError(
@@ -198,7 +227,7 @@ def _numbers(fields: dict[str, Any], name: str) -> np.ndarray[Any, np.dtype[np.f
     """An attribute that is an array of numbers."""
     match fields[name]:
         case _Array(dtype=_Dtype(kind=kind, order=order), shape=shape, content=content) if (
-            kind in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1")
+            kind in _DTYPES
             and order in ("<", ">", "|", "=")
             and all(type(n) is int and 0 < n <= _LARGEST for n in shape)
             and 1 <= len(shape) <= 2
