@@ -8,8 +8,7 @@ import chromium
 import pytest
 
 from minibark import Bark
-from minibark.study.page import save_page
-from minibark.study.trace import Trace, trace
+from minibark.study import Trace, save_page, trace
 
 TEXT = 'Say "<b>hi</b>", <script>document.title = "taken"</script> now.'
 WAIT = "new Promise((done) => setTimeout(done, {}))"
