@@ -107,6 +107,27 @@ def test_a_word_is_heard_where_it_is_said_and_no_further(page, seen):
     assert page.evaluate(AT) == pytest.approx(time.end_s, abs=0.15)
 
 
+def test_the_last_word_can_be_heard_and_then_the_first(page, seen):
+    n = len(seen.alignment.words)
+    for number, time in ((n, seen.alignment.words[-1]), (1, seen.alignment.words[0])):
+        page.click(f".words li:nth-child({number}) button")
+        page.evaluate(WAIT.format(300))
+        assert page.evaluate("document.getElementById('player').error") is None
+        assert time.start_s < page.evaluate(AT) < time.end_s + 0.3
+    assert page.evaluate("document.getElementById('alarm').hidden")
+    assert page.complaints() == []
+
+
+def test_a_player_that_fails_says_so(page):
+    page.evaluate("document.getElementById('player').src = 'data:audio/wav;base64,AAAA'")
+    page.evaluate(WAIT.format(200))
+    assert "cannot be played" in page.evaluate("document.getElementById('alarm').textContent") or (
+        "has failed" in page.evaluate("document.getElementById('alarm').textContent")
+    )
+    page.click(".words li:nth-child(2) button")
+    assert page.complaints() == []
+
+
 def test_a_click_in_a_row_goes_there(page, seen):
     page.click("#semantic .lane")
     assert page.evaluate(AT) == pytest.approx(seen.duration_s / 2, abs=0.02)
