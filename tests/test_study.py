@@ -185,7 +185,8 @@ def test_sound_at_each_depth(bark, seen):
 
 def test_words_end_with_the_sound_and_what_cannot_be_read_has_no_time(bark, seen):
     assert max(time.end_s for time in seen.alignment.words) <= seen.duration_s
-    found = trace(bark, "Yes 😀 : no.", VOICE, seed=0, max_duration_s=0.5)
+    with pytest.warns(UserWarning, match="cannot be read"):
+        found = trace(bark, "Yes 😀 : no.", VOICE, seed=0, max_duration_s=0.5)
     timed = [found.words[time.word].text for time in found.alignment.words]
     assert timed == ["Yes", ":", "no", "."]
     assert found != dataclasses.replace(found)  # arrays have no equality of their own
@@ -327,18 +328,18 @@ def test_numbers_are_json_and_the_same_as_the_arrays(seen):
 
 
 def test_a_text_that_is_far_too_long_is_shown_in_part(bark, seen):
-    text = "All work and no play. " * 40_000
+    text = "All work and no play. " * 8_000
     words = words_of_text(text, bark.tokenizer, 64)
-    long = dataclasses.replace(
-        seen, text=text, words=words, settings=seen.settings | {"text": text}
-    )
+    settings = seen.settings | {"text": text}
+    long = dataclasses.replace(seen, text=text, words=words, settings=settings)
     html, short = page(long), page(seen)
     assert len(html) < len(short) + 150_000
     shown = Tables(html).found["words"][1:]
     n_left = len(words) - len(shown) + 1
     assert f"{n_left:,} more words" in shown[-1][1]
-    assert numbers(long)["n_words_left_out"] == n_left > 200_000
-    assert len(numbers(long)["words"]) == len(shown) - 1
+    found = numbers(long)
+    assert found["n_words_left_out"] == n_left > 40_000
+    assert len(found["words"]) == len(shown) - 1
     assert command_in(html)[-2:] == ["-i", "text.txt"] and "into text.txt first" in html
 
 

@@ -1,6 +1,7 @@
 """The page of `minibark inspect` in a browser: it plays, follows, seeks, and can do without."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,6 +155,10 @@ def test_keys(page, seen):
     assert not page.evaluate("document.getElementById('player').paused")
     page.key(" ", "Space", " ")
     assert page.evaluate("document.getElementById('player').paused")
+    page.evaluate("document.getElementById('player').focus()")
+    at = page.evaluate(AT)
+    page.key("ArrowRight")
+    assert page.evaluate(AT) == pytest.approx(at + 0.02, abs=0.001)
     # Tab reaches the words, and Enter says one.
     page.evaluate("document.querySelector('.words button').focus()")
     page.key("Enter", "Enter", "\r")
@@ -190,6 +195,12 @@ def test_it_fits_and_can_be_read_light_and_dark(page, scheme, width):
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     page.call("Emulation.setDeviceMetricsOverride", **size)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    labels = page.evaluate(
+        "[...document.querySelector('#semantic .axis').querySelectorAll('text')]"
+        ".map((t) => t.getBoundingClientRect()).filter((b) => b.width).map((b) => [b.x, b.right])"
+    )
+    assert len(labels) > 2
+    assert all(right + 2 < x for (_, right), (x, _) in itertools.pairwise(labels))
     colours = page.evaluate(
         "['color', 'backgroundColor'].map((name) => getComputedStyle(document.body)[name]"
         ".match(/\\d+/g).slice(0, 3).reduce((sum, one) => sum + Number(one), 0))"

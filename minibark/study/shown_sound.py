@@ -16,8 +16,8 @@ from .sound import RANGE_DB, difference, envelope, mel_db
 from .tracing import Trace
 
 _KINDS = {".opus": "audio/ogg", ".wav": "audio/wav"}
-_RED = (224, 64, 64)
-_MOST_APART_DB = 30
+_RED = (235, 75, 75)  # seen on white and on black
+_MOST_APART_DB = 15
 
 
 def sound(audio: Audio, rate_hz: int, suffix: str) -> str:
@@ -42,7 +42,7 @@ def part_depths(trace: Trace) -> str:
         pictures = image(ink(mel[::-1], BLUE, top - RANGE_DB, top), f"spectrogram, {name}")
         shown = np.abs(np.maximum(mel, top - RANGE_DB) - np.maximum(whole, top - RANGE_DB))
         red = ink(shown[::-1], _RED, 0, _MOST_APART_DB)
-        pictures += f'<img class="apart" src="{red}" alt="difference of {name}">'
+        pictures += f'<img src="{red}" alt="difference of {name}">'
         told = (
             "the sound itself"
             if is_full
