@@ -264,7 +264,7 @@ def warn_of_ends(semantics: Sequence[Tensor], options: Options, config: Generati
         warn(
             f"the text{_which(endless, semantics)} had not ended at the longest that the model "
             f"speaks, {most / config.semantic_rate_hz:.1f} s, so its end may be missing. "
-            "Say it in shorter pieces (generate_long), or try another seed"
+            "Say it in shorter pieces, or try another seed"
         )
 
 

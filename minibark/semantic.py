@@ -45,8 +45,8 @@ def semantic_prompt(text: Tensor, history: Tensor | None, config: GenerationConf
     if len(text) > length:
         warn(
             f"the text has {len(text)} tokens, Bark reads {length}: the last {len(text) - length} "
-            f"({100 * (len(text) - length) / len(text):.0f} %) are not spoken. `generate_long` "
-            "says it in pieces."
+            f"({100 * (len(text) - length) / len(text):.0f} %) are not spoken. `generate_long`, "
+            "as `minibark say`, says it in pieces."
         )
     text = text[:length] + config.text_encoding_offset
     history = text[:0] if history is None else history[-length:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,6 +154,11 @@ class Stages:
     def checkpoint(self) -> Checkpoint:
         """What this was opened as, opened again; changes of a model since then are not in it."""
         return self._reopen()
+
+    def opened_with(self) -> dict[str, Any]:
+        """The keywords that said where its parts are (`from_pretrained`), those that were given."""
+        found = getattr(self._reopen, "keywords", {})
+        return {name: value for name, value in found.items() if value}
 
     def load_voice(self, voice: VoiceLike) -> Voice | None:
         """The voice that a name, path, dictionary or `Voice` stands for, checked; None stays None.

@@ -32,8 +32,8 @@ IN_READING_ORDER = [
 ]
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language, page=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,18 @@ def test_python_snippets_run_in_order(place):
     assert done.returncode == 0, done.stderr
     assert soundfile.info(place / "hello.wav").samplerate == 24_000
     assert minibark.Voice.load(place / "narrator.npz")
+
+
+def test_the_lines_of_the_study_page_run(tmp_path):
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    (code,) = blocks("python", page)
+    code = code.replace("seed=0)", "seed=0, max_duration_s=0.3)")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Hello ")
+    assert (tmp_path / "hello.html").exists() and (tmp_path / "hello.json").exists()
 
 
 def test_minibark_commands_run(place):

@@ -417,7 +417,7 @@ def test_a_study_page_is_of_the_very_sound(server, bark):
     status, headers, content = server.ask("GET", f"/{place}", Authorization="")
     assert status == 200 and headers["content-type"] == "text/html; charset=utf-8"
     assert headers["content-security-policy"] == "frame-ancestors 'none'"  # it has its own beside
-    sound = re.search(rb"data:audio/flac;base64,([^\"]+)", content)
+    sound = re.search(rb"data:audio/wav;base64,([^\"]+)", content)
     heard, _ = soundfile.read(io.BytesIO(base64.b64decode(sound[1])), dtype="int16")
     expected = rounded(bark.generate(ONE["input"], "female", seed=3, max_duration_s=0.3))
     assert np.abs(heard.astype(int) - expected).max() <= 1

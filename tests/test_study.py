@@ -4,6 +4,8 @@ import dataclasses
 import json
 import re
 import shlex
+import subprocess
+import sys
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,11 +21,9 @@ from minibark.coarse import start_row, window_prompt
 from minibark.commands.main import main
 from minibark.gpu.decoder import GraphDecoder
 from minibark.semantic import semantic_prompt
-from minibark.study import Trace, trace
+from minibark.study import Trace, numbers, page, trace
 from minibark.study.align import LEAD_S, align, best_path, monotonicity, pick_heads
 from minibark.study.attention import text_attention
-from minibark.study.numbers import numbers
-from minibark.study.page import page
 from minibark.study.words import Word, words_of_ids, words_of_text
 
 TEXT, VOICE, SEED = "The weather will be fine in the morning.", "female", 0
@@ -183,6 +183,15 @@ def test_sound_at_each_depth(bark, seen):
     assert errors[-1] is None and errors[0] > errors[1] > errors[2]
 
 
+def test_words_end_with_the_sound_and_what_cannot_be_read_has_no_time(bark, seen):
+    assert max(time.end_s for time in seen.alignment.words) <= seen.duration_s
+    with pytest.warns(UserWarning, match="cannot be read"):
+        found = trace(bark, "Yes 😀 : no.", VOICE, seed=0, max_duration_s=0.5)
+    timed = [found.words[time.word].text for time in found.alignment.words]
+    assert timed == ["Yes", ":", "no", "."]
+    assert found != dataclasses.replace(found)  # arrays have no equality of their own
+
+
 def test_words_have_their_slots(bark):
     words = words_of_text("Bark, 😀 hello", bark.tokenizer, 5)
     ids = bark.tokenizer.encode("Bark, 😀 hello")
@@ -318,6 +327,37 @@ def test_numbers_are_json_and_the_same_as_the_arrays(seen):
     assert [window["step"] for window in found["coarse"]["windows"]][:3] == [0, 60, 120]
 
 
+def test_a_text_that_is_far_too_long_is_shown_in_part(bark, seen):
+    text = "All work and no play. " * 8_000
+    words = words_of_text(text, bark.tokenizer, 64)
+    settings = seen.settings | {"text": text}
+    long = dataclasses.replace(seen, text=text, words=words, settings=settings)
+    html, short = page(long), page(seen)
+    assert len(html) < len(short) + 150_000
+    shown = Tables(html).found["words"][1:]
+    n_left = len(words) - len(shown) + 1
+    assert f"{n_left:,} more words" in shown[-1][1]
+    found = numbers(long)
+    assert found["n_words_left_out"] == n_left > 40_000
+    assert len(found["words"]) == len(shown) - 1
+    assert command_in(html)[-2:] == ["-i", "text.txt"] and "into text.txt first" in html
+
+
+def test_what_no_command_can_have_is_said(bark, tmp_path):
+    bark.load_voice(VOICE).save(tmp_path / "she.npz")
+    other = Bark.from_pretrained("tiny", device="cpu", voices_dir=tmp_path, revision="v1")
+    voice = dataclasses.replace(other.load_voice("she"), origin="")
+    stream = torch.Generator().manual_seed(0)
+    found = trace(other, "Yes:\tno\r\nmaybe", voice, seed=stream, max_duration_s=0.25)
+    html = page(found)
+    words = command_in(html)
+    assert "--seed" not in words and "torch.Generator" in html and "No seed" not in html
+    assert "--voice" not in words and "The voice had no name" in html
+    assert words[words.index("--voices-dir") + 1] == str(tmp_path)
+    assert words[words.index("--revision") + 1] == "v1"
+    assert words[-1] == "Yes:\tno\r\nmaybe"
+
+
 def command_in(html: str) -> list[str]:
     """The words of the command that a page shows."""
     return shlex.split(unescape(re.search('<code id="command">(.*?)</code>', html, re.DOTALL)[1]))
@@ -330,14 +370,15 @@ def test_the_command_writes_all_and_its_page_says_how_to_make_it_again(tmp_path,
     assert main([*first, "--save-voice", "a.npz"]) == 0
     html = Path("a.html").read_text(encoding="utf-8")
     again = command_in(html)
-    assert again[:3] == ["minibark", "inspect", "--seed"]
+    seed = again[again.index("--seed") + 1]
     Path("a.json").unlink()
-    assert main([*again[1:], "--save-voice", "b.npz"]) == 0
-    one, two = Voice.load("a.npz"), Voice.load("b.npz")
+    Path("a.npz").rename("b.npz")
+    assert main(again[1:]) == 0
+    one, two = Voice.load("b.npz"), Voice.load("a.npz")
     assert torch.equal(one.fine, two.fine)
     said = json.loads(Path("a.json").read_text())
     assert said["semantic"]["tokens"] == two.semantic.tolist()
-    say = ["say", "Good <b>day</b>.", *quick, "--one-piece", "--seed", again[3]]
+    say = ["say", "Good <b>day</b>.", *quick, "--one-piece", "--seed", seed]
     assert main([*say, "-o", "c.wav", "--save-voice", "c.npz"]) == 0
     assert torch.equal(Voice.load("c.npz").fine, two.fine)
 
@@ -352,8 +393,41 @@ def test_the_page_of_a_trace_names_a_command_that_makes_it(bark, tmp_path, monke
     assert Path("inspect.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("place", ["page.txt", "page"])
-def test_odd_places_are_refused(place, capsys):
+def test_the_command_of_a_page_whose_text_came_by_a_pipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = f"{shlex.quote(sys.executable)} -m minibark inspect --mod tiny --max-dur 0.25 --seed none"
+    script = f"{run} --save-v one.npz -o one.html -qi <(printf 'Yes:\\tand\\r\\nno.\\r\\n')"
+    subprocess.run(["bash", "-c", script], check=True)
+    again = command_in(Path("one.html").read_text(encoding="utf-8"))
+    assert again[-1] == "Yes:\tand\r\nno." and "none" not in again
+    Path("one.npz").rename("first.npz")
+    assert main([*again[1:-2], "-q", *again[-2:]]) == 0
+    assert torch.equal(Voice.load("one.npz").fine, Voice.load("first.npz").fine)
+
+
+def test_all_files_are_written_or_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("full.json").symlink_to("/dev/full")
+    words = ["inspect", "Hi.", "--model", "tiny", "--max-duration", "0.25", "-q", "-o", "a.html"]
+    assert main([*words, "--json", "full.json"]) == 1
+    assert "No space left" in capsys.readouterr().err and not Path("a.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-o", "page.txt"], "-o must end in .html"),
+        (["-o", "page"], "-o must end in .html"),
+        (["-o", ""], "-o must end in .html"),
+        (["-o", "page.html/"], "-o must end in .html"),
+        (["--json", ""], "--json must end in .json"),
+        (["--save-voice", ""], "--save-voice must end in .npz"),
+        (["-o", "a.html", "--json", "link.json"], "-o and --json are the same file"),
+    ],
+)
+def test_odd_places_are_refused(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("link.json").symlink_to("a.html")
     with pytest.raises(SystemExit):
-        main(["inspect", "Hi.", "--model", "tiny", "-o", place])
-    assert "-o must end in .html" in capsys.readouterr().err
+        main(["inspect", "Hi.", "--model", "tiny", *words])
+    assert message in capsys.readouterr().err

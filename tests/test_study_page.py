@@ -1,6 +1,7 @@
 """The page of `minibark inspect` in a browser: it plays, follows, seeks, and can do without."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +9,7 @@ import chromium
 import pytest
 
 from minibark import Bark
-from minibark.study.page import save_page
-from minibark.study.trace import Trace, trace
+from minibark.study import Trace, save_page, trace
 
 TEXT = 'Say "<b>hi</b>", <script>document.title = "taken"</script> now.'
 WAIT = "new Promise((done) => setTimeout(done, {}))"
@@ -108,6 +108,27 @@ def test_a_word_is_heard_where_it_is_said_and_no_further(page, seen):
     assert page.evaluate(AT) == pytest.approx(time.end_s, abs=0.15)
 
 
+def test_the_last_word_can_be_heard_and_then_the_first(page, seen):
+    n = len(seen.alignment.words)
+    for number, time in ((n, seen.alignment.words[-1]), (1, seen.alignment.words[0])):
+        page.click(f".words li:nth-child({number}) button")
+        page.evaluate(WAIT.format(300))
+        assert page.evaluate("document.getElementById('player').error") is None
+        assert time.start_s < page.evaluate(AT) < time.end_s + 0.3
+    assert page.evaluate("document.getElementById('alarm').hidden")
+    assert page.complaints() == []
+
+
+def test_a_player_that_fails_says_so(page):
+    page.evaluate("document.getElementById('player').src = 'data:audio/wav;base64,AAAA'")
+    page.evaluate(WAIT.format(200))
+    assert "cannot be played" in page.evaluate("document.getElementById('alarm').textContent") or (
+        "has failed" in page.evaluate("document.getElementById('alarm').textContent")
+    )
+    page.click(".words li:nth-child(2) button")
+    assert page.complaints() == []
+
+
 def test_a_click_in_a_row_goes_there(page, seen):
     page.click("#semantic .lane")
     assert page.evaluate(AT) == pytest.approx(seen.duration_s / 2, abs=0.02)
@@ -134,6 +155,10 @@ def test_keys(page, seen):
     assert not page.evaluate("document.getElementById('player').paused")
     page.key(" ", "Space", " ")
     assert page.evaluate("document.getElementById('player').paused")
+    page.evaluate("document.getElementById('player').focus()")
+    at = page.evaluate(AT)
+    page.key("ArrowRight")
+    assert page.evaluate(AT) == pytest.approx(at + 0.02, abs=0.001)
     # Tab reaches the words, and Enter says one.
     page.evaluate("document.querySelector('.words button').focus()")
     page.key("Enter", "Enter", "\r")
@@ -170,6 +195,12 @@ def test_it_fits_and_can_be_read_light_and_dark(page, scheme, width):
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     page.call("Emulation.setDeviceMetricsOverride", **size)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    labels = page.evaluate(
+        "[...document.querySelector('#semantic .axis').querySelectorAll('text')]"
+        ".map((t) => t.getBoundingClientRect()).filter((b) => b.width).map((b) => [b.x, b.right])"
+    )
+    assert len(labels) > 2
+    assert all(right + 2 < x for (_, right), (x, _) in itertools.pairwise(labels))
     colours = page.evaluate(
         "['color', 'backgroundColor'].map((name) => getComputedStyle(document.body)[name]"
         ".match(/\\d+/g).slice(0, 3).reduce((sum, one) => sum + Number(one), 0))"

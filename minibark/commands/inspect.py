@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import itertools
+import os
 import secrets
 import shlex
 import time
@@ -11,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bark import Bark
+from ..files import is_file, replacing, warn
 from ..options import Options
 from ..speech.plan import LongOptions
 from ..speech.reading import Reading
@@ -25,10 +30,10 @@ from .shared import (
     check_writable,
     open_bark,
     options_of,
-    tell,
 )
 
 if TYPE_CHECKING:
+    from ..study import Trace
     from .shared import Commands
 
 
@@ -63,23 +68,17 @@ def _run(args: argparse.Namespace) -> None:
         args.parser.error(str(error))
     for place in filter(None, (args.output, args.json, args.save_voice)):
         check_writable(Path(place))
-    from ..study.page import save_numbers, save_page
-    from ..study.trace import trace
+    from ..study import trace
 
     text = text_of(args)
     bark = open_bark(args)
     _tell_of_pieces(bark, text, args, options)
-    given = {**vars(options)}
     if options.seed is None:  # one that the page can name
-        given["seed"] = secrets.randbelow(2**31)
+        options = dataclasses.replace(options, seed=secrets.randbelow(2**31))
     start = time.perf_counter()
     with Bars(args.quiet) as bars:
-        seen = trace(bark, text, args.voice, on_step=bars.step, **given)
-    save_page(seen, args.output, _command(args, text, given["seed"]))
-    if args.json:
-        save_numbers(seen, args.json)
-    if args.save_voice:
-        seen.voice.save(args.save_voice)
+        seen = trace(bark, text, args.voice, on_step=bars.step, **vars(options))
+    _write(seen, args, _command(args, text, options))
     if not args.quiet:
         wall_s = time.perf_counter() - start
         complain(
@@ -90,13 +89,27 @@ def _run(args: argparse.Namespace) -> None:
 
 def _check_places(args: argparse.Namespace) -> None:
     check_text(args)
-    for flag, place, suffixes in (
-        ("-o", args.output, (".html", ".htm")),
-        ("--json", args.json, (".json",)),
-        ("--save-voice", args.save_voice, (".npz",)),
-    ):
-        if place and Path(place).suffix.lower() not in suffixes:
-            raise ValueError(f"{flag} must end in {suffixes[0]}, got {place!r}")
+    if args.input == "":
+        raise ValueError("-i is empty; name a file")
+    places = {"-o": args.output, "--json": args.json, "--save-voice": args.save_voice}
+    suffixes = {"-o": (".html", ".htm"), "--json": (".json",), "--save-voice": (".npz",)}
+    given = {flag: place for flag, place in places.items() if place is not None}
+    for flag, place in given.items():
+        is_folder = place.endswith(("/", os.sep))
+        if is_folder or Path(place).suffix.lower() not in suffixes[flag]:
+            raise ValueError(f"{flag} must end in {suffixes[flag][0]}, got {place!r}")
+    if args.input not in (None, "-"):
+        given["-i"] = args.input
+    for (flag, one), (other_flag, other) in itertools.combinations(given.items(), 2):
+        if _is_same(one, other):
+            raise ValueError(f"{flag} and {other_flag} are the same file, {other}; give two")
+
+
+def _is_same(one: str, other: str) -> bool:
+    one, other = (os.path.realpath(os.path.expanduser(place)) for place in (one, other))
+    with contextlib.suppress(OSError, ValueError):  # it is not there yet
+        return os.path.samefile(one, other)
+    return os.path.normcase(one) == os.path.normcase(other)
 
 
 def _tell_of_pieces(bark: Bark, text: str, args: argparse.Namespace, options: Options) -> None:
@@ -107,18 +120,45 @@ def _tell_of_pieces(bark: Bark, text: str, args: argparse.Namespace, options: Op
             reading = Reading(bark, options, LongOptions()).text(text, args.voice)
     except MissingExtraError:
         return
-    if not reading.is_one and not args.quiet:
-        tell(
+    if not reading.is_one:
+        warn(
             f"say would speak this text in {len(reading.turns)} pieces; here it is one utterance, "
             "as with say --one-piece"
         )
 
 
-def _command(args: argparse.Namespace, text: str, seed: int) -> str:
-    """The command that makes the page again: as it was given, with the seed and the text."""
-    words: list[str] = args.parser.words
-    ours = ["--seed", str(seed)] if args.seed is None else []
-    if args.input in (None, "-") and args.text in (None, "-"):  # it came by standard input
-        left_out = ("-", "--", "-i", "--input", "-i-", "--input=-")
-        words = [*(word for word in words if word not in left_out), "--", text.strip()]
-    return shlex.join(["minibark", "inspect", *ours, *words])
+def _write(seen: Trace, args: argparse.Namespace, command: str) -> None:
+    """Write the page and what else was asked for: all of it, or nothing."""
+    from ..study import save_numbers, save_page
+
+    with contextlib.ExitStack() as stack:
+        save_page(seen, stack.enter_context(replacing(args.output)), command)
+        if args.json:
+            save_numbers(seen, stack.enter_context(replacing(args.json)))
+        if args.save_voice:
+            seen.voice.save(stack.enter_context(replacing(args.save_voice)))
+
+
+def _command(args: argparse.Namespace, text: str, options: Options) -> str:
+    """The command that makes the page again: all that was given, the seed and the text."""
+    from ..study.settings import words_of_flags, words_of_options, words_of_text
+
+    names = ("model", "voice", "device", "precision", "backend", "threads", "offload")
+    places = ("revision", "offline", "voices_dir", "cache_dir")
+    flags = {name: getattr(args, name) for name in (*names, *places)} | {"seed": options.seed}
+    outputs = {"output": args.output, "json": args.json, "save_voice": args.save_voice}
+    words = (
+        *words_of_flags(flags, dict(args.stage)),
+        *words_of_options(vars(options)),
+        *words_of_flags(outputs, {}),
+        *(("-i", args.input) if _is_kept(args.input) else words_of_text(text)),
+    )
+    return shlex.join(["minibark", "inspect", *words])
+
+
+def _is_kept(place: str | None) -> bool:
+    """Whether a text's file will be there again: no pipe, and no descriptor of this process."""
+    if place in (None, "-"):
+        return False
+    path = os.path.abspath(os.path.expanduser(place))
+    return is_file(path) and not path.startswith(("/dev/", "/proc/"))

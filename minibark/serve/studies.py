@@ -13,8 +13,7 @@ from starlette.responses import Response
 from ..bark import Bark
 from ..sampling import OnStep
 from ..speech.reading import Reading
-from ..study.page import page
-from ..study.trace import trace
+from ..study import page, trace
 from .errors import RequestError, json_response
 from .requests import SpeechRequest, bad_value
 from .speech import House, listened, read_request

@@ -69,7 +69,7 @@ class Alignment:
         scores: (n_layer, n_head) float32, of all.
         weights: (S, n) float32, the picked heads' attention, each by the square of its score.
         slots: (S,) int64, the slot that is said at each step.
-        words: a time for each word that has a slot.
+        words: a time for each word that has a slot and can be read.
     """
 
     heads: tuple[Head, ...]
@@ -79,13 +79,16 @@ class Alignment:
     words: tuple[WordTime, ...]
 
 
-def align(attention: Array, words: Sequence[Word], rate_hz: float) -> Alignment:
+def align(
+    attention: Array, words: Sequence[Word], rate_hz: float, most_s: float = math.inf
+) -> Alignment:
     """The alignment that attention shows.
 
     Args:
         attention: (n_layer, n_head, S, n), of `text_attention`.
         words: of the text; their slots are in [0, n).
         rate_hz: steps a second.
+        most_s: how long the sound is; no word ends after it.
     """
     n_layer, n_head, n_steps, n_slots = attention.shape
     if not n_steps or not n_slots:
@@ -97,7 +100,8 @@ def align(attention: Array, words: Sequence[Word], rate_hz: float) -> Alignment:
     chosen = attention[[head.layer for head in heads], [head.head for head in heads]]
     weights = np.tensordot(parts / parts.sum(), chosen, 1)
     slots = best_path(np.log(weights + _FLOOR))
-    return Alignment(heads, scores, weights, slots, _times(slots, weights, words, rate_hz))
+    times = _times(slots, weights, words, rate_hz, min(len(slots) / rate_hz, most_s))
+    return Alignment(heads, scores, weights, slots, times)
 
 
 def pick_heads(scores: Array) -> tuple[Head, ...]:
@@ -165,12 +169,12 @@ def _moves(n_slots: int, n_steps: int) -> int:
 
 
 def _times(
-    slots: Array, weights: Array, words: Sequence[Word], rate_hz: float
+    slots: Array, weights: Array, words: Sequence[Word], rate_hz: float, last_s: float
 ) -> tuple[WordTime, ...]:
-    """The times of the words that have a slot; one that the path leaves out takes none."""
-    found, last_s = [], len(slots) / rate_hz
+    """The times of the words that are said; one that the path leaves out takes none."""
+    found = []
     for index, word in enumerate(words):
-        if not word.n_slots:
+        if not word.n_slots or word.is_unknown:
             continue
         first = int(np.searchsorted(slots, word.slot))
         end = int(np.searchsorted(slots, word.slot + word.n_slots))

@@ -11,14 +11,25 @@ HEIGHTS = (10, 14, 20, 40, 64, 96, 160)  # of lanes, in pixels; the style sheet 
 def text(value: object) -> str:
     """A value as it may stand between tags and in quoted attributes.
 
-    What cannot be encoded, and control characters but line ends, come out as U+FFFD.
+    What cannot be encoded, and control characters but white space, come out as U+FFFD.
     """
     words = str(value).encode("utf-8", "replace").decode("utf-8")
     seen = "".join(
-        char if (ord(char) >= 32 and not 127 <= ord(char) < 160) or char == "\n" else "\ufffd"
+        char if (ord(char) >= 32 and not 127 <= ord(char) < 160) or char in "\t\n\r" else "\ufffd"
         for char in words
     )
-    return escape(seen, quote=True)
+    # A browser would read a bare carriage return as a line end.
+    return escape(seen, quote=True).replace("\r", "&#13;")
+
+
+def short(value: str, most: int = 200) -> str:
+    """The beginning of a long text, with a sign that it goes on."""
+    return value if len(value) <= most else f"{value[:most]}\u2026"
+
+
+def counted(n: int, what: str) -> str:
+    """So many of something: "1 token", "2,000 tokens"."""
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
 
 
 def said(value: str) -> str:
@@ -27,16 +38,24 @@ def said(value: str) -> str:
 
 
 def table(
-    name: str, heads: Sequence[str], rows: Iterable[Sequence[object]], caption: str = ""
+    name: str,
+    heads: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    caption: str = "",
+    rate_hz: float | None = None,
 ) -> str:
-    """A table of escaped cells; those that are already HTML are `Html`."""
+    """A table of escaped cells; those that are already HTML are `Html`.
+
+    Of rows that come at a rate it is told exactly, for JavaScript; their times are rounded.
+    """
     head = "".join(f'<th scope="col">{text(one)}</th>' for one in heads)
     body = "".join(
         "<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
     )
     title = f"<caption>{text(caption)}</caption>" if caption else ""
+    rate = "" if rate_hz is None else f' data-rate="{rate_hz!r}"'
     return (
-        f'<div class="table"><table id="{name}">{title}<thead><tr>{head}</tr></thead>\n'
+        f'<div class="table"><table id="{name}"{rate}>{title}<thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>"
     )
 

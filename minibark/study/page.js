@@ -8,13 +8,17 @@
   const words = [...document.querySelectorAll(".words button")];
   const marks = [...document.querySelectorAll("g.word")];
   const readouts = [...document.querySelectorAll("[data-readout]")];
+  const alarm = document.getElementById("alarm");
   const rows = (name) => {
     const table = document.getElementById(name);
     return table ? [...table.tBodies[0].rows].map((row) => [...row.cells].map((c) => c.textContent)) : [];
   };
   const semantic = rows("semantic-data");
   const frames = rows("frame-data");
-  const times = rows("word-times");
+  // Exact; the tables have rounded times.
+  const rate = (name) => Number(document.getElementById(name)?.dataset.rate);
+  const semanticRate = rate("semantic-data");
+  const frameRate = rate("frame-data");
   const duration = () => (Number.isFinite(player.duration) ? player.duration : 0);
   let until = Infinity;
 
@@ -29,30 +33,26 @@
     });
   }
 
-  function last(table, at) {
-    let low = 0;
-    let high = table.length - 1;
-    while (low < high) {
-      const middle = (low + high + 1) >> 1;
-      if (Number(table[middle][1]) <= at + 1e-3) low = middle;
-      else high = middle - 1;
-    }
-    return table[low];
-  }
+  // The row that lasts at a time; a seek to a row's beginning may come out a hair before it.
+  const rowAt = (table, hz, at) => table[Math.min(table.length - 1, Math.floor(at * hz + 1e-3))];
+  const isInside = (node, at) => Number(node.dataset.from) <= at + 1e-6 && at < Number(node.dataset.to);
+  const wordAt = (at) => words.find((node) => isInside(node, at));
 
   const tell = {
     semantic(at) {
-      const row = last(semantic, at);
+      const row = rowAt(semantic, semanticRate, at);
       if (!row) return "";
       const end = row[7] ? `, P(end) ${row[7]}` : "";
       return `token ${row[0]}: id ${row[2]}, probability ${row[3]}, entropy ${row[5]} bits, rank ${row[6]}${end}`;
     },
     word(at) {
-      const row = times.find((one) => Number(one[1]) <= at && at < Number(one[2]));
-      return row ? `${row[0]}: ${row[1]} to ${row[2]} s` : "";
+      const node = wordAt(at);
+      if (!node) return "";
+      const [from, to] = [node.dataset.from, node.dataset.to].map((one) => Number(one).toFixed(2));
+      return `${node.textContent}: ${from} to ${to} s`;
     },
     frame(at) {
-      const row = last(frames, at);
+      const row = rowAt(frames, frameRate, at);
       if (!row) return "";
       const n = (row.length - 3) / 2;
       return `frame ${row[0]}: codes ${row.slice(2, 2 + n).join(" ")}`;
@@ -63,10 +63,9 @@
     const at = player.currentTime;
     const whole = duration();
     root.style.setProperty("--at", whole ? String(Math.min(1, at / whole)) : "0");
-    const inside = (node) => Number(node.dataset.from) <= at && at < Number(node.dataset.to);
-    for (const node of [...words, ...marks]) node.classList.toggle("on", inside(node));
+    for (const node of [...words, ...marks]) node.classList.toggle("on", isInside(node, at));
     for (const node of readouts) node.textContent = tell[node.dataset.readout](at);
-    now.textContent = `${at.toFixed(2)} s  ${tell.word(at).split(":")[0]}`;
+    now.textContent = `${at.toFixed(2)} s  ${wordAt(at)?.textContent ?? ""}`;
   }
 
   function seek(at) {
@@ -75,10 +74,22 @@
     draw();
   }
 
+  function say(trouble) {
+    alarm.textContent = trouble;
+    alarm.hidden = !trouble;
+  }
+
+  function play() {
+    player.play().catch((error) => {
+      // A pause or another seek ends a play that has not begun; that is no trouble.
+      if (error.name !== "AbortError") say(`The sound cannot be played here: ${error.message}`);
+    });
+  }
+
   function hear(node) {
     seek(Number(node.dataset.from));
     until = Number(node.dataset.to);
-    player.play();
+    play();
   }
 
   function follow() {
@@ -99,7 +110,12 @@
   }
   player.addEventListener("play", () => {
     for (const other of document.querySelectorAll("audio")) if (other !== player) other.pause();
+    say("");
     follow();
+  });
+  player.addEventListener("error", () => {
+    const what = player.error?.message || `error ${player.error?.code}`;
+    say(`The player has failed (${what}). Load the page again to hear it.`);
   });
   for (const other of document.querySelectorAll("audio[data-depth]")) {
     other.addEventListener("play", () => {
@@ -110,11 +126,13 @@
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    if (event.target.closest("audio, input, textarea")) return;
-    const isControl = event.target.closest("button, summary, a");
+    const isPlayer = event.target === player;
+    if (event.target.closest("input, textarea") || (event.target.closest("audio") && !isPlayer)) return;
+    // The browser's own player takes space itself.
+    const isControl = isPlayer || event.target.closest("button, summary, a");
     const step = event.shiftKey ? 0.5 : 0.02;
     if (event.key === " " && !isControl) {
-      if (player.paused) player.play();
+      if (player.paused) play();
       else player.pause();
     } else if (event.key === "ArrowLeft") seek(player.currentTime - step);
     else if (event.key === "ArrowRight") seek(player.currentTime + step);
@@ -127,6 +145,7 @@
       if (node) seek(Number(node.dataset.from));
     } else return;
     event.preventDefault();
-  });
+    event.stopPropagation();
+  }, true); // before the player's own keys
   draw();
 })();

@@ -108,14 +108,15 @@ def wave(low: Array, high: Array) -> str:
 
 
 def ticks(duration_s: float) -> str:
-    """An axis in seconds, as SVG."""
+    """An axis in seconds, as SVG; where there is little room every other label is left out."""
     step = next((s for s in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if duration_s / s <= 12), 10.0)
     marks = []
     for i in range(int(duration_s / step) + 1):
         x, name = 100 * i * step / duration_s, f"{i * step:.3g}" + (" s" if i == 0 else "")
         anchor = "start" if i == 0 else "end" if x > 97 else "middle"
+        kind = ' class="between"' if i % 2 else ""
         marks.append(
             f'<line x1="{x:.3f}%" x2="{x:.3f}%" y1="0" y2="5"/>'
-            f'<text x="{x:.3f}%" y="17" text-anchor="{anchor}">{name}</text>'
+            f'<text{kind} x="{x:.3f}%" y="17" text-anchor="{anchor}">{name}</text>'
         )
     return f'<svg class="axis" width="100%" height="20">{"".join(marks)}</svg>'

@@ -9,13 +9,15 @@ import numpy as np
 from ..audio import encode_audio
 from ..pipeline import Audio
 from .draws import Array
-from .markup import Html, image, lane, plot, table, text
+from .markup import Html, image, lane, plot, short, table, text
 from .pictures import BLUE, ink, ticks, uri, wave
+from .settings import TEXT_FILE
 from .sound import RANGE_DB, difference, envelope, mel_db
-from .trace import Trace
+from .tracing import Trace
 
-_KINDS = {".flac": "audio/flac", ".opus": "audio/ogg", ".wav": "audio/wav"}
-_MOST_APART_DB = 40
+_KINDS = {".opus": "audio/ogg", ".wav": "audio/wav"}
+_RED = (235, 75, 75)  # seen on white and on black
+_MOST_APART_DB = 15
 
 
 def sound(audio: Audio, rate_hz: int, suffix: str) -> str:
@@ -38,17 +40,19 @@ def part_depths(trace: Trace) -> str:
         name = "1 codebook" if depth == 1 else f"{depth} codebooks"
         mel = _small(audio, rate_hz)
         pictures = image(ink(mel[::-1], BLUE, top - RANGE_DB, top), f"spectrogram, {name}")
-        told = "the sound itself"
-        if not is_full:
-            shown = np.abs(np.maximum(mel, top - RANGE_DB) - np.maximum(whole, top - RANGE_DB))
-            pictures += image(
-                ink(shown[::-1], (200, 60, 60), 0, _MOST_APART_DB), f"difference of {name}"
-            )
-            told = f"error {apart.error_db:.1f} dB; spectra {apart.spectral_db:.1f} dB apart"
+        shown = np.abs(np.maximum(mel, top - RANGE_DB) - np.maximum(whole, top - RANGE_DB))
+        red = ink(shown[::-1], _RED, 0, _MOST_APART_DB)
+        pictures += f'<img src="{red}" alt="difference of {name}">'
+        told = (
+            "the sound itself"
+            if is_full
+            else f"error {apart.error_db:.1f} dB; spectra {apart.spectral_db:.1f} dB apart"
+        )
         source = sound(audio, rate_hz, ".opus")
         cards.append(
             f'<figure class="depth"><figcaption><b>{name}</b> {text(told)}</figcaption>'
-            f'<audio controls preload="metadata" src="{source}" data-depth="{depth}"></audio>'
+            f'<audio controls preload="metadata" src="{source}" data-depth="{depth}" '
+            f'aria-label="The sound of {name}"></audio>'
             f'<div class="pictures">{pictures}</div></figure>'
         )
         rows.append(
@@ -149,7 +153,7 @@ def part_settings(trace: Trace, command: str | None) -> str:
         for key, one in value.items() if isinstance(value, dict) else [("", value)]:
             flat[f"{name}.{key}" if key else name] = one
     rows = [
-        (name, value if isinstance(value, str) else json.dumps(value))
+        (name, short(value if isinstance(value, str) else json.dumps(value), 1000))
         for name, value in flat.items()
     ]
     again = "<p>Its ids were given, not a text: no command makes this page.</p>"
@@ -158,6 +162,18 @@ def part_settings(trace: Trace, command: str | None) -> str:
             "<p>This makes the page again (times aside):</p>"
             f'<pre><code id="command">{text(command)}</code></pre>'
         )
-    if settings["seed"] is None:
+    if command and f"-i {TEXT_FILE}" in command:
+        again += f"<p>The text is too long for a command; put it into {TEXT_FILE} first.</p>"
+    if settings["voice_checksum"] and not settings["voice"]:
+        again += (
+            "<p>The voice had no name, so the command lacks it: save it (<code>Voice.save</code>) "
+            "and add <code>--voice FILE.npz</code>.</p>"
+        )
+    if settings["generator"]:
+        again += (
+            "<p>A torch.Generator was given as the seed; no command can have its state, so it will "
+            "be another sound.</p>"
+        )
+    elif settings["seed"] is None:
         again += "<p>No seed was given, so it will be another sound.</p>"
     return f"{again}{table('settings', ('setting', 'value'), rows)}"

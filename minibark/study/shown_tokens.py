@@ -1,4 +1,4 @@
-"""Parts 1 to 4 of the page: the text, the semantic tokens, the alignment, the codes."""
+"""Parts 1 to 3 of the page: the text, the semantic tokens, the alignment."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .draws import Array
-from .markup import Html, folded, image, lane, plot, said, spans, table, text
-from .pictures import ORANGE, PURPLE, TEAL, codes, curve, ink, ticks
-from .trace import Trace
+from .markup import (
+    Html,
+    counted,
+    folded,
+    image,
+    lane,
+    plot,
+    said,
+    short,
+    spans,
+    table,
+    text,
+)
+from .pictures import TEAL, codes, curve, ink, ticks
+from .tracing import Trace
+from .words import shown_words
 
 _ROW = 13  # pixels of a slot in the map of attention
 _LEAST_P = 1e-9  # what the curve of P(end) goes down to
@@ -26,19 +38,24 @@ def part_text(trace: Trace) -> str:
     g, histories = trace.config.generation, trace.histories
     n_slots = g.max_input_semantic_length
     rows: list[Sequence[object]] = []
-    for word in trace.words:
+    shown_first, n_left = shown_words(trace.words)
+    for word in shown_first:
         notes = []
         if word.is_unknown:
             notes.append("unknown: no piece stands for it, so it is not spoken")
         if word.n_cut:
-            notes.append(f"{word.n_cut} of its pieces are cut off: the prompt is full")
+            notes.append(
+                f"{word.n_cut} of its {counted(len(word.ids), 'piece')} cut off: the prompt is full"
+            )
         pieces = " ".join(
             f'<span class="piece">{said(piece)}<small>{index}</small></span>'
             for piece, index in zip(word.pieces, word.ids, strict=True)
         )
         first, last = word.slot, word.slot + word.n_slots - 1
         slots = "none" if not word.n_slots else f"{first}" if first == last else f"{first}-{last}"
-        rows.append((Html(said(word.text)), Html(pieces), slots, "; ".join(notes)))
+        rows.append((Html(said(short(word.text))), Html(pieces), slots, "; ".join(notes)))
+    if n_left:
+        rows.append(("\u2026", f"{counted(n_left, 'more word')}, cut off", "none", ""))
     n_ids = sum(len(word.ids) for word in trace.words)
     n_cut = sum(word.n_cut for word in trace.words)
     n_text = n_ids - n_cut
@@ -49,11 +66,11 @@ def part_text(trace: Trace) -> str:
     ]
     changed = trace.settings["text"] is not None and trace.settings["text"] != trace.text
     lost = [word.text for word in trace.words if word.is_unknown]
-    facts = [f"{len(trace.words)} words and marks, {n_ids} word pieces."]
+    facts = [f"{len(trace.words):,} words and marks, {counted(n_ids, 'word piece')}."]
     if changed:
         facts.append("The text was made readable first; below it stands as it was read.")
-    facts.append(f"{len(lost)} cannot be read." if lost else "All of it can be read.")
-    facts.append(f"{n_cut} pieces are cut off." if n_cut else "Nothing is cut off.")
+    facts.append(f"{len(lost):,} cannot be read." if lost else "All of it can be read.")
+    facts.append(f"{counted(n_cut, 'piece')} cut off." if n_cut else "Nothing is cut off.")
     prompts = table(
         "prompts",
         ("prompt", "of the voice", "beside"),
@@ -91,7 +108,7 @@ def _filled(n: int, total: int, kind: str) -> str:
 def part_semantic(trace: Trace) -> str:
     """2. Semantic tokens on the time line."""
     g, draws = trace.config.generation, trace.semantic
-    width = _width(trace, len(draws.tokens), g.semantic_rate_hz)
+    width = width_of(trace, len(draws.tokens), g.semantic_rate_hz)
     most_bits = max(1.0, math.ceil(float(draws.entropy.max(initial=0))))
     most_rank = max(2, int(draws.rank.max(initial=1)))
     least = trace.settings["options"]["min_eos_p"]
@@ -114,11 +131,11 @@ def part_semantic(trace: Trace) -> str:
             (str(most_rank), "1"),
         ),
     ]
-    ended = f"It stopped after {len(draws.tokens)} tokens: {_WHY[trace.ended]}."
+    ended = f"It stopped after {counted(len(draws.tokens), 'token')}: {_WHY[trace.ended]}."
     if len(trace.end_p):
         low = math.log10(_LEAST_P)
         end_p = np.log10(np.maximum(trace.end_p, _LEAST_P))
-        wide = min(100.0, _width(trace, len(end_p), g.semantic_rate_hz))  # the last is told
+        wide = min(100.0, width_of(trace, len(end_p), g.semantic_rate_hz))  # the last is told
         mark = ""
         if least is not None and least > 0:
             y = 100 * math.log10(max(least, _LEAST_P)) / low
@@ -132,7 +149,7 @@ def part_semantic(trace: Trace) -> str:
         ended += f" The highest P(end) was {peak:.3g}; min_eos_p is {least} (the dashed line)."
     else:
         ended += " No end was allowed."
-    rows.append(_axis(trace))
+    rows.append(axis(trace))
     lines = (
         (
             i,
@@ -150,7 +167,10 @@ def part_semantic(trace: Trace) -> str:
         *("token", "seconds", "id", "probability", "at temperature 1", "entropy, bits"),
         *("rank", "P(end)"),
     )
-    data = folded(f"All {len(draws.tokens)} semantic tokens", table("semantic-data", heads, lines))
+    data = folded(
+        f"All {counted(len(draws.tokens), 'semantic token')}",
+        table("semantic-data", heads, lines, rate_hz=g.semantic_rate_hz),
+    )
     return f"{plot(rows, 'semantic')}<p>{text(ended)}</p>{data}"
 
 
@@ -160,12 +180,13 @@ def part_alignment(trace: Trace) -> str:
     if not found.heads:
         return "<p>There is nothing to align.</p>"
     duration_s, rate_hz = trace.duration_s, trace.config.generation.semantic_rate_hz
-    pieces = [piece for word in trace.words for piece in word.pieces][: found.weights.shape[1]]
-    width = _width(trace, len(found.weights), rate_hz)
+    heard, _ = shown_words(trace.words)
+    pieces = [piece for word in heard for piece in word.pieces][: found.weights.shape[1]]
+    width = width_of(trace, len(found.weights), rate_hz)
     height = _ROW * len(pieces)
     chips = "".join(
-        f'<li><button type="button" data-from="{time.start_s:.3f}" data-to="{time.end_s:.3f}">'
-        f"{said(trace.words[time.word].text)}</button></li>"
+        f'<li><button type="button" data-from="{time.start_s:.6f}" data-to="{time.end_s:.6f}">'
+        f"{said(short(trace.words[time.word].text))}</button></li>"
         for time in found.words
     )
     steps = "".join(
@@ -179,8 +200,8 @@ def part_alignment(trace: Trace) -> str:
         (
             time.start_s,
             time.end_s,
-            trace.words[time.word].text,
-            f'class="word" data-from="{time.start_s:.3f}" data-to="{time.end_s:.3f}"',
+            short(trace.words[time.word].text),
+            f'class="word" data-from="{time.start_s:.6f}" data-to="{time.end_s:.6f}"',
         )
         for time in found.words
     ]
@@ -188,7 +209,7 @@ def part_alignment(trace: Trace) -> str:
     rows = [
         lane("words", spans(parts, duration_s), 0),
         _map_lane("together", pieces, picture + path, height),
-        _axis(trace),
+        axis(trace),
     ]
     for head in found.heads:
         one = ink(trace.attention[head.layer, head.head].T, TEAL)
@@ -202,7 +223,7 @@ def part_alignment(trace: Trace) -> str:
         "word-times",
         ("word", "from, s", "to, s", "weight on it"),
         (
-            (Html(said(trace.words[t.word].text)), f"{t.start_s:.2f}", f"{t.end_s:.2f}",
+            (Html(said(short(trace.words[t.word].text))), f"{t.start_s:.2f}", f"{t.end_s:.2f}",
              f"{t.weight:.2f}")
             for t in found.words
         ),
@@ -234,108 +255,11 @@ def _map_lane(name: str, pieces: Sequence[str], content: str, height: int) -> st
     )
 
 
-def part_codes(trace: Trace) -> str:
-    """4. Coarse and fine codes."""
-    g, fine = trace.config.generation, trace.voice.fine.numpy()
-    n_coarse, n_frames = trace.coarse.tokens.shape
-    colours = [ORANGE] * n_coarse + [PURPLE] * (len(fine) - n_coarse)
-    seconds = 1 / g.coarse_rate_hz
-    edges = "".join(
-        f'<line class="edge" x1="{x:.3f}%" x2="{x:.3f}%" y1="0" y2="100%"/>'
-        for x in (100 * w.step / n_coarse / max(1, n_frames) for w in trace.windows)
-    )
-    over = f'<svg width="100%" height="100%">{edges}</svg>'
-    coarse = codes(trace.coarse.tokens, colours[:n_coarse], g.codebook_size)
-    seen = "".join(_seen(trace, i) for i in range(len(trace.windows)))
-    first = [
-        lane("codes", image(coarse, "coarse codes") + over, 40, f"books 1-{n_coarse}"),
-        lane("probability", image(ink(trace.coarse.p, ORANGE), "probabilities"), 40, "full is 1"),
-        lane(
-            "windows saw",
-            f'<svg width="100%" height="{7 * len(trace.windows) + 3}">{seen}</svg>',
-            0,
-            "semantic, coarse",
-        ),
-        _axis(trace),
-    ]
-    twice = ink((trace.n_predicted > 1)[None].astype(np.float32), PURPLE)
-    second = [
-        lane("codes", image(codes(fine, colours, g.codebook_size), "all codes"), 96,
-             f"books 1-{len(fine)}"),
-        lane("probability", image(ink(trace.fine.p, PURPLE), "probabilities"), 96,
-             f"books {n_coarse + 1}-{len(fine)}"),
-        lane("twice", image(twice, "frames that were predicted twice"), 10),
-        _axis(trace),
-    ]  # fmt: skip
-    windows = table(
-        "windows",
-        ("steps", "from, s", "semantic tokens", "coarse frames seen", "prompt"),
-        (
-            (
-                f"{w.step}-{w.end - 1}",
-                f"{w.step / n_coarse * seconds:.2f}",
-                f"{w.semantic[0]} to {w.semantic[1] - 1}",
-                f"{w.coarse[0] / n_coarse:g} to {w.coarse[1] / n_coarse:g}",
-                "read" if w.is_read else "in the cache already",
-            )
-            for w in trace.windows
-        ),
-        "What each window saw; the voice's tokens are below 0",
-    )
-    some = int((trace.n_predicted > 1).sum())
-    told = (
-        f"Of {len(fine)} codebooks {n_coarse} were given and {len(fine) - n_coarse} filled in; "
-        f"{some} of {n_frames} frames were predicted twice, and the later prediction stays."
-    )
-    return (
-        f"<h3>Coarse: the first {n_coarse} codebooks</h3>{plot(first, 'frame')}"
-        f"{folded('Every window', windows)}<h3>Fine: the others</h3>{plot(second)}"
-        f"<p>{text(told)}</p>{folded(f'All {n_frames} frames', _frames(trace, fine))}"
-    )
-
-
-def _seen(trace: Trace, index: int) -> str:
-    """A window's line: the semantic tokens and the coarse ids in its prompt, and its own steps."""
-    window, g = trace.windows[index], trace.config.generation
-    n_coarse, y = len(trace.coarse.tokens), 7 * index + 2
-    step_s = 1 / g.coarse_rate_hz / n_coarse
-    found = ""
-    for kind, (first, end), unit_s, offset in (
-        ("teal", window.semantic, 1 / g.semantic_rate_hz, 0),
-        ("orange", window.coarse, step_s, 3),
-        ("own", (window.step, window.end), step_s, 3),
-    ):
-        x, till = (100 * max(0, at) * unit_s / trace.duration_s for at in (first, end))
-        if till > x:
-            found += (
-                f'<rect class="{kind}" x="{x:.3f}%" width="{till - x:.3f}%" y="{y + offset}" '
-                'height="2"/>'
-            )
-    return found
-
-
-def _frames(trace: Trace, fine: Array) -> str:
-    """Every frame: its codes, and what each had as its probability."""
-    p = np.concatenate((trace.coarse.p, trace.fine.p))
-    n = len(fine)
-    heads = (
-        *("frame", "seconds", *(f"code {k + 1}" for k in range(n))),
-        *(*(f"p {k + 1}" for k in range(n)), "predicted"),
-    )
-    rows = (
-        (
-            *(t, f"{t / trace.config.generation.coarse_rate_hz:.2f}", *fine[:, t].tolist()),
-            *(*(f"{value:.2f}" for value in p[:, t].tolist()), int(trace.n_predicted[t])),
-        )
-        for t in range(fine.shape[1])
-    )
-    return table("frame-data", heads, rows)
-
-
-def _axis(trace: Trace) -> str:
+def axis(trace: Trace) -> str:
+    """The seconds under a plot."""
     return lane("", ticks(trace.duration_s), 0)
 
 
-def _width(trace: Trace, n: int, rate_hz: float) -> float:
+def width_of(trace: Trace, n: int, rate_hz: float) -> float:
     """How many percent of the time line so many tokens take."""
     return 100 * n / rate_hz / trace.duration_s

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from ..tokenizer import Tokenizer
 
+MOST_CUT = 300  # words without a slot that are shown
+
 
 @dataclass(frozen=True)
 class Word:
@@ -35,8 +37,17 @@ class Word:
 
     @property
     def is_spoken(self) -> bool:
-        """Whether it has a letter or figure, and a slot."""
-        return self.n_slots > 0 and any(map(str.isalnum, self.text))
+        """Whether it has a letter or figure, and a slot, and can be read."""
+        return self.n_slots > 0 and not self.is_unknown and any(map(str.isalnum, self.text))
+
+
+def shown_words(words: Sequence[Word]) -> tuple[Sequence[Word], int]:
+    """The words that are worth showing, and how many more there are.
+
+    All that have a slot are, and the first `MOST_CUT` after them.
+    """
+    n = sum(word.n_slots > 0 for word in words) + MOST_CUT  # those without one come last
+    return words[:n], max(0, len(words) - n)
 
 
 def words_of_text(text: str, tokenizer: Tokenizer, n_slots: int) -> tuple[Word, ...]:

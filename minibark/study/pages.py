@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 from importlib import resources
 from string import Template
 
 from ..files import replacing
-from .markup import text
-from .numbers import numbers
+from .document import check_place
+from .markup import folded, short, text
 from .settings import command_of
+from .shown_codes import part_codes
 from .shown_sound import part_costs, part_depths, part_settings, part_sound, sound
-from .shown_tokens import part_alignment, part_codes, part_semantic, part_text
-from .trace import Trace
+from .shown_tokens import part_alignment, part_semantic, part_text
+from .tracing import Trace
+
+_MOST_TEXT = 20_000  # characters that are shown
 
 
 def page(trace: Trace, command: str | None = None) -> str:
@@ -34,6 +36,7 @@ def page(trace: Trace, command: str | None = None) -> str:
     settings = trace.settings
     voice = settings["voice"] or ("a voice" if settings["voice_checksum"] else "no voice")
     seed = "no seed" if settings["seed"] is None else f"seed {settings['seed']}"
+    seed = "a random stream" if settings["generator"] else seed
     facts = (
         f"{trace.duration_s:.2f} s of sound by {settings['model']}, {voice}, {seed}, "
         f"{settings['runs']}; minibark {settings['versions']['minibark']}"
@@ -44,12 +47,14 @@ def page(trace: Trace, command: str | None = None) -> str:
     )
     return Template(template).substitute(
         policy=policy,
-        title=text(f"{trace.text[:80]} - minibark inspect"),
-        heading=text(trace.text),
+        title=text(f"{short(trace.text, 80)} - minibark inspect"),
+        heading=text(short(trace.text)),
+        whole=_whole(trace.text),
         facts=text(facts),
         style=style,
         script=script,
-        sound=sound(trace.audio, trace.config.codec.sampling_rate, ".flac"),
+        # WAV, since Chromium cannot seek in a FLAC that lies in the page.
+        sound=sound(trace.audio, trace.config.codec.sampling_rate, ".wav"),
         part_text=part_text(trace),
         part_semantic=part_semantic(trace),
         part_alignment=part_alignment(trace),
@@ -63,16 +68,20 @@ def page(trace: Trace, command: str | None = None) -> str:
 
 def save_page(trace: Trace, path: str | os.PathLike[str], command: str | None = None) -> None:
     """Write `page`, whole or not at all; its errors, and OSError where it cannot be written."""
+    check_place(path)
     content = page(trace, command).encode("utf-8")
     with replacing(path) as part:
         part.write_bytes(content)
 
 
-def save_numbers(trace: Trace, path: str | os.PathLike[str]) -> None:
-    """Write `numbers` as JSON, whole or not at all; OSError where it cannot be written."""
-    content = json.dumps(numbers(trace), allow_nan=False).encode("ascii")
-    with replacing(path) as part:
-        part.write_bytes(content + b"\n")
+def _whole(words: str) -> str:
+    """A text that the heading has only the beginning of, up to a length."""
+    if short(words) == words:
+        return ""
+    more = len(words) - _MOST_TEXT
+    rest = f"<p>{more:,} characters more.</p>" if more > 0 else ""
+    shown = f'<p><bdi dir="auto">{text(short(words, _MOST_TEXT))}</bdi></p>'
+    return folded(f"The whole text, {len(words):,} characters", shown + rest)
 
 
 def _resource(name: str) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from typing import Any
 
 import numpy as np
 
+from ..files import replacing
 from .draws import Array, Draws
 from .sound import difference
-from .trace import Trace
+from .tracing import Trace
+from .words import shown_words
 
 VERSION = 1
 """Of the document; it changes when a name or a meaning does."""
@@ -18,8 +22,12 @@ VERSION = 1
 def numbers(trace: Trace) -> dict[str, Any]:
     """All of a trace but the sound itself; of attention, that of the heads that were picked.
 
+    Of a text that is far too long the first words that found no slot are here, and the count of
+    the others, `n_words_left_out`.
+
     Names are those of `Trace` and what it is made of; times are in seconds, rows as in the arrays.
     """
+    shown, n_left = shown_words(trace.words)
     found, rate_hz = trace.alignment, trace.config.codec.sampling_rate
     attention = {
         f"{head.layer}.{head.head}": _plain(trace.attention[head.layer, head.head])
@@ -29,7 +37,8 @@ def numbers(trace: Trace) -> dict[str, Any]:
     return {
         "version": VERSION,
         "text": trace.text,
-        "words": [dataclasses.asdict(word) for word in trace.words],
+        "words": [dataclasses.asdict(word) for word in shown],
+        "n_words_left_out": n_left,
         "histories": dataclasses.asdict(trace.histories),
         "duration_s": trace.duration_s,
         "rates_hz": {
@@ -63,6 +72,20 @@ def numbers(trace: Trace) -> dict[str, Any]:
         "settings": trace.settings,
         "config": trace.config.to_dict(),
     }
+
+
+def save_numbers(trace: Trace, path: str | os.PathLike[str]) -> None:
+    """Write `numbers` as JSON, whole or not at all; OSError where it cannot be written."""
+    check_place(path)
+    content = json.dumps(numbers(trace), allow_nan=False).encode("ascii")
+    with replacing(path) as part:
+        part.write_bytes(content + b"\n")
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """IsADirectoryError, which names it, where a file is to be written over a folder."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{os.fspath(path)!s} is a folder; name a file in it")
 
 
 def _draws(draws: Draws) -> dict[str, Any]:

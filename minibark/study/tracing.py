@@ -72,7 +72,7 @@ class Histories:
     fine: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
     """What happened in one generation.
 
@@ -185,7 +185,9 @@ def trace(
         end_p=end_p,
         ended=_why_ended(len(semantic), end_p, checked.min_eos_p),
         attention=attention,
-        alignment=align(attention, words, g.semantic_rate_hz),
+        alignment=align(
+            attention, words, g.semantic_rate_hz, len(audio) / bark.config.codec.sampling_rate
+        ),
         coarse=Draws(*(values.reshape(-1, len(coarse)).T for values in vars(steps).values())),
         windows=tuple(_windows(seen["coarse"].calls, len(semantic), histories, g)),
         fine=fine_draws,
