@@ -28,6 +28,8 @@ TokensLike = Tensor | np.ndarray[Any, Any] | Sequence[int]
 Seed = int | torch.Generator | None
 """Where a random stream starts: a number, a stream to go on with, or None for torch's own."""
 
+_LEAST_TEMPERATURE = 1e-4
+
 
 @dataclass(frozen=True)
 class Knob:
@@ -60,10 +62,13 @@ def knob_field(*knob: Any, **more: Any) -> dict[str, Knob]:
 
 
 def _temperature(stage: str) -> dict[str, Knob]:
-    must_be = "0 (greedy) or a positive number"
-    return knob_field(
-        float, must_be, lambda t: 0 <= t < math.inf, f"{stage} stage; 0 is greedy", "T"
-    )
+    must_be = f"0 (greedy) or a positive number, {_LEAST_TEMPERATURE:g} or more"
+    return knob_field(float, must_be, _is_temperature, f"{stage} stage; 0 is greedy", "T")
+
+
+def _is_temperature(value: float) -> bool:
+    """Whether logits can be divided by it; less makes them infinite, and no token can be drawn."""
+    return value == 0 or _LEAST_TEMPERATURE <= value < math.inf
 
 
 def _positive(value: float) -> bool:
@@ -289,6 +294,8 @@ def token_ids(tokens: TokensLike, name: str, ndim: int, end: int) -> Tensor:
             " (token ids) or be one str; generate_batch takes a list" if name == "text" else ""
         )
         raise ValueError(f"{name} must hold whole numbers{or_text}, got {brief(tokens)}")
+    if name == "text" and not array.ndim:
+        raise ValueError(f"text must be str or token ids, got {brief(tokens)}")
     if array.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimension(s), got shape {array.shape}")
     if array.size and not 0 <= array.min() <= array.max() < end:

@@ -280,6 +280,23 @@ def test_wrong_input_is_named(bark, method, arguments, message):
         getattr(bark, method)(**arguments)
 
 
+@pytest.mark.parametrize("stage", ["text_to_semantic", "semantic_to_coarse", "coarse_to_fine"])
+def test_the_least_temperature_is_all_but_greedy_and_less_is_refused(bark, stage):
+    first = bark.text_to_semantic(TEXT, max_duration_s=0.1, min_eos_p=None, seed=1)
+    given = {
+        "text_to_semantic": (TEXT,),
+        "semantic_to_coarse": (first,),
+        "coarse_to_fine": (bark.semantic_to_coarse(first, seed=1),),
+    }[stage]
+    brief = {"max_duration_s": 0.1} if stage == "text_to_semantic" else {}
+    make = getattr(bark, stage)
+    cold, greedy = (make(*given, temperature=t, seed=1, **brief) for t in (1e-4, 0))
+    assert cold.numel() and torch.equal(cold, greedy)
+    for temperature in (9e-5, 1e-30, 1e-40, 5e-324):
+        with pytest.raises(ValueError, match=r"0 \(greedy\) or a positive number, 0\.0001 or more"):
+            make(*given, temperature=temperature)
+
+
 @pytest.mark.parametrize("name", ["waveform_temperature", "fine_temperature", "top_p", "voice"])
 def test_wrong_input_is_refused_before_the_first_step(bark, name):
     def on_step(*step: object) -> None:

@@ -274,6 +274,7 @@ def test_greedy_rows_are_those_of_the_specification(bark):
         ((["a", "", "b"],), {}, r"^texts\[1\]: the text is empty"),
         ((["a", "b", " \n"],), {"n": 3}, r"^texts\[2\]: the text is empty"),
         ((["a", None],), {}, r"^texts\[1\]: text must hold whole numbers"),
+        ((["a", 5],), {}, r"^texts\[1\]: text must be str or token ids, got 5"),
         ((["a", []],), {}, r"^texts\[1\]: text holds no ids"),
         ((["a", [10**9]],), {}, r"^texts\[1\]: text must hold ids"),
         ((["a"],), {"temperature": -1}, "temperature must be"),

@@ -1,9 +1,13 @@
 """`minibark batch`: each clip is what it is alone, and what is done stays done."""
 
+import hashlib
 import json
 import os
 import re
+import resource
+import shutil
 import signal
+import threading
 import time
 import unicodedata
 from pathlib import Path
@@ -22,7 +26,7 @@ from minibark.audio import encode_audio
 from minibark.commands.main import main
 from minibark.decoding import CachedDecoder
 from minibark.speech.bulk import ChangedError, Job, run
-from minibark.speech.folder import FolderError
+from minibark.speech.folder import ClipFolder, FolderError
 from minibark.speech.manifest import (
     BadLine,
     Line,
@@ -37,7 +41,7 @@ LONG = "A hut on the hill. No one was in it. We went in slowly."
 TEXTS = {
     "short": {"text": "Hi.", "seed": 1},
     "other": {"text": "A hut.", "seed": 2, "voice": "made"},
-    "hot": {"text": "On the hill.", "seed": 3, "temperature": 1.2, "--top-k": 9},
+    "hot": {"text": "On the hill.", "seed": 3, "temperature": 1.2, "top_k": 9},
     "cool": {"text": "In the hut.", "seed": 4, "max_duration_s": 0.1, "min_eos_p": None},
     "same": {"text": "Hi.", "seed": 1},
     "mine": {"text": "No one there."},
@@ -268,16 +272,16 @@ def test_a_second_run_makes_what_is_missing(bark, tmp_path):
     [
         ({"text": "Ho."}, {}, "text was 'Hi.', is 'Ho.'"),
         ({"voice": "made"}, {}, "voice was None, is 'made'"),
-        ({"seed": 8}, {}, "first seed was 7, is 8"),
-        ({"--top-k": 3}, {}, "top k was None, is 3"),
+        ({"seed": 8}, {}, "seed was 7, is 8"),
+        ({"top_k": 3}, {}, "top_k was None, is 3"),
         ({}, {"options": minibark.Options(fine_temperature=0.4)}, "temperature was 0.5, is 0.4"),
         ({}, {"plan": minibark.LongOptions(goal=50)}, "goal was None, is 50"),
         ({}, {"audio_format": "flac"}, "file was 'a.wav', is 'a.flac'"),
-        ({}, {"one_piece": True}, "one piece was False, is True"),
+        ({}, {"one_piece": True}, "one_piece was False, is True"),
     ],
 )
 def test_a_change_of_what_is_done_is_refused_and_named(bark, tmp_path, line, settings, words):
-    lines = {"a": {"text": "Hi.", "seed": 7}, "b": {"text": "Hut.", "seed": 7, "--top-k": 3}}
+    lines = {"a": {"text": "Hi.", "seed": 7}, "b": {"text": "Hut.", "seed": 7, "top_k": 3}}
     if settings:
         del lines["b"]
     out, manifest = tmp_path / "out", write(tmp_path / "m", lines)
@@ -315,7 +319,7 @@ def test_another_model_voice_or_precision_is_refused(bark, model, tmp_path):
         run(float16, manifest, out)
     voice = bark.load_voice("made")
     minibark.Voice(voice.semantic, voice.coarse, voice.fine.flip(1)).save(tmp_path / "v.npz")
-    with pytest.raises(ChangedError, match=r"voice checksum was '.*', is '"):
+    with pytest.raises(ChangedError, match=r"voice_checksum was '.*', is '"):
         run(bark, manifest, out)
 
 
@@ -347,7 +351,7 @@ def test_a_folder_of_other_things_is_left_alone(bark, tmp_path):
     out, manifest = tmp_path / "out", write(tmp_path / "m", {"a": {"text": "Hi.", "seed": 5}})
     out.mkdir()
     (out / "a.wav").write_bytes(b"mine")
-    with pytest.raises(FolderError, match=r"files that no batch wrote \('a.wav'\)"):
+    with pytest.raises(FolderError, match=r"no \.minibark-batch, .* \('a.wav'\)"):
         run(bark, manifest, out)
     assert os.listdir(out) == ["a.wav"] and (out / "a.wav").read_bytes() == b"mine"
     with pytest.raises(FolderError, match="is no folder"):
@@ -378,6 +382,70 @@ def test_one_job_at_a_time_works_in_a_folder(bark, tmp_path):
             Job(bark, manifest, tmp_path / "out")
     with Job(bark, manifest, tmp_path / "out") as job:
         assert len(list(job.run())) == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_sound_that_was_cut_off_is_made_again(bark, tmp_path):
+    lines = {name: {"text": "Hi.", "seed": 5, "max_duration_s": 0.1} for name in "abcd"}
+    out, manifest = tmp_path / "out", write(tmp_path / "m", lines)
+    run(bark, manifest, out)
+    sound = (out / "a.wav").read_bytes()
+    for name, content in records(out).items():
+        assert content["bytes"] == len(sound)
+        assert content["sha256"] == hashlib.sha256((out / f"{name}.wav").read_bytes()).hexdigest()
+    (out / "b.wav").write_bytes(b"")
+    (out / "c.wav").write_bytes(sound[:-1])
+    older = records(out)["d"]
+    del older["bytes"], older["sha256"]
+    (out / "d.json").write_text(json.dumps(older))
+    (out / "d.wav").write_bytes(sound[:-1])  # which no older record could tell
+    told = []
+    assert run(bark, manifest, out, on_clip=told.append).n_kept == 2
+    assert {record["id"] for record in told} == {"b", "c"}
+    assert all((out / f"{name}.wav").read_bytes() == sound for name in "abc")
+
+
+@pytest.mark.filterwarnings("ignore:the text had not ended:UserWarning")
+def test_clips_whose_voice_has_gone_stay_and_other_jobs_are_refused_all_the_same(bark, tmp_path):
+    place = tmp_path / "v.npz"
+    line = {"text": "Hi.", "voice": str(place), "seed": 5, "max_duration_s": 0.1}
+    lines = {"a": line, "b": line, "c": line}
+    out, manifest = tmp_path / "out", write(tmp_path / "m", lines)
+    bark.load_voice("made").save(place)
+    run(bark, manifest, out)
+    place.rename(tmp_path / "moved.npz")
+    (out / "c.json").unlink()
+    with pytest.warns(UserWarning, match="cannot be read; 2 clips done with it") as caught:
+        summary = run(bark, manifest, out)
+    assert sum("cannot be read" in str(one.message) for one in caught) == 1
+    assert (summary.n_kept, summary.n_made, summary.n_bad) == (2, 0, 1)
+    assert [one["id"] for one in errors(out)] == ["c"]
+    with pytest.raises(ChangedError, match=re.escape("text was 'Hi.', is 'Ho.'")):
+        run(bark, write(tmp_path / "m", {**lines, "a": {**line, "text": "Ho."}}), out)
+    with pytest.raises(ChangedError, match=r"voice was '.*', is 'gone'"):
+        run(bark, write(tmp_path / "m", {**lines, "a": {**line, "voice": "gone"}}), out)
+    bad = write(tmp_path / "m", {name: {"text": "Hi.", "txt": 1} for name in lines})
+    assert run(bark, bad, out).n_bad == 3
+    other = minibark.Bark(killed_jobs.CONFIG, device="cpu", seed=4)
+    for manifest in (bad, write(tmp_path / "m2", lines)):
+        with pytest.raises(ChangedError, match=r"2 clips .*model was '.*', is 'random'"):
+            run(other, manifest, out)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_shards_that_were_copied_without_the_mark_are_known_by_their_records(bark, tmp_path):
+    lines = {f"c{i}": {"text": "a hut", "max_duration_s": 0.1} for i in range(6)}
+    manifest, whole = write(tmp_path / "m", lines), tmp_path / "whole"
+    whole.mkdir()
+    for i in (1, 2):
+        run(bark, manifest, tmp_path / "part", shard=(i, 2), again=True)
+    for path in (tmp_path / "part").glob("[!.]*"):
+        shutil.copy(path, whole)
+    (whole / "mine.txt").touch()
+    with pytest.raises(FolderError, match=r"no \.minibark-batch, .* \('mine.txt'\).*'cp -r PART"):
+        run(bark, manifest, whole)
+    (whole / "mine.txt").unlink()
+    assert run(bark, manifest, whole).n_kept == 6
 
 
 # ---- bad lines
@@ -412,6 +480,11 @@ BAD = {
     '{"id": "v1", "text": "a", "voice": "mad"}': "near names: made",
     '{"id": "v2", "text": "a", "voice": "no.npz"}': "no voice file at no.npz",
     '{"id": "v3", "text": "a", "voice": ["made"]}': "its voice must be a name",
+    '{"id": "Con", "text": "a"}': "its id 'Con' is a device of Windows",
+    '{"id": "lpt1.x", "text": "a"}': "is a device of Windows",
+    '{"id": "p1", "text": "a", "piece_length": 50}': "did you mean goal?",
+    '{"id": "p2", "text": "a", "plain-text": "all"}': "did you mean normalize?",
+    '{"id": "n1", "text": "a", "seed": ' + "1" * 5000 + "}": "it has a number of 5000 digits",
     "[" * 100_000: "nested too deeply",
 }
 
@@ -487,7 +560,7 @@ def test_a_row_that_fails_takes_no_other_with_it(bark, tmp_path):
                 lambda name: json.dumps({"id": name, "text": "a"}, ensure_ascii=False).encode()
             ),
             st.dictionaries(
-                st.sampled_from(["id", "text", "voice", "seed", "--top-k", "goal", "x"]),
+                st.sampled_from(["id", "text", "voice", "seed", "top_k", "goal", "x"]),
                 st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5)),
             ).map(lambda line: json.dumps(line).encode()),
         ),
@@ -569,12 +642,112 @@ def test_a_full_disk_is_one_line_and_what_is_done_is_kept(nursery, model, tmp_pa
         pass
     (line,) = (tmp_path / "told").read_text().splitlines()
     assert nursery.status == 1
-    assert line.startswith(f"minibark: {out} cannot be written (File too large); what is done")
+    assert line.startswith(
+        f"minibark: {out}/big.wav cannot be written (File too large); what is done"
+    )
     assert not list(out.glob(".*.part")) and "big" not in records(out)
     before = killed_jobs.clips(out)
     assert main([*map(str, words)]) == 0
     assert before.items() <= killed_jobs.clips(out).items()
     killed_jobs.assert_complete(out, list(lines))
+
+
+def test_only_a_full_disk_asks_for_room(bark, model, tmp_path, capsys):
+    out, manifest = tmp_path / "out", write(tmp_path / "m", ["bad"])
+    out.mkdir()
+    (out / ".minibark-batch").touch()
+    (out / "errors.jsonl").symlink_to("/dev/full")
+    assert main(["batch", str(manifest), str(out), "--model", str(model)]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "/dev/full cannot be written (No space left on device)" in told
+    assert "make room there" in told
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        with pytest.raises(OSError, match=r"new/\.minibark-batch cannot be .*: mend that, and run"):
+            ClipFolder(tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_reader_of_the_bar_who_leaves_does_not_end_the_job(nursery, model, tmp_path):
+    lines = {f"c{i}": {"text": "a hut on a hill"} for i in range(12)}
+    out, manifest = tmp_path / "out", write(tmp_path / "m", lines)
+    os.mkfifo(tmp_path / "told")
+    words = ["batch", manifest, out, "--model", model, "--rows", "1"]
+    # It is held open, else the process waits for a reader before the nursery can tell its number.
+    reader = os.open(tmp_path / "told", os.O_RDONLY | os.O_NONBLOCK)
+    with nursery.running(*words, stderr=tmp_path / "told"):
+        deadline = time.monotonic() + 60
+        while not list(out.glob("*.json")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert b"clips/s" in os.read(reader, 10_000)
+        os.close(reader)
+    assert nursery.status == 0
+    killed_jobs.assert_complete(out, list(lines))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_manifest_that_is_a_pipe_is_read_once(model, tmp_path, monkeypatch):
+    lines = {f"c{i}": {"text": "hut", "max_duration_s": 0.1} for i in range(4)}
+    manifest, pipe = write(tmp_path / "m", lines), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(manifest.read_bytes()), daemon=True)
+    writer.start()
+    assert main(["batch", str(pipe), str(tmp_path / "a"), "--model", str(model), "-q"]) == 0
+    writer.join(10)
+    with manifest.open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert main(["batch", "-", str(tmp_path / "b"), "--model", str(model), "-q"]) == 0
+    for out in (tmp_path / "a", tmp_path / "b"):
+        killed_jobs.assert_complete(out, list(lines))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"voice": minibark.Voice([1], [[1], [1]], [[1]] * 8)}, "path of an .npz file, not Voice"),
+        ({"options": {"seed": 1}}, "options must be Options, not dict"),
+        ({"options": minibark.Options(seed=torch.Generator())}, "not a stream"),
+        ({"plan": minibark.Options()}, "plan must be LongOptions"),
+        ({"shard": "1/2"}, "two whole numbers"),
+        ({"shard": (1.0, 2)}, "two whole numbers"),
+        ({"shard": (3, 2)}, "i from 1 to n, got 3/2"),
+        ({"rows": "4"}, "rows must be a positive whole number, got '4'"),
+        ({"rows": 0}, "rows must be a positive"),
+        ({"audio_format": None}, "the format must be one of"),
+    ],
+)
+def test_what_is_wrong_in_python_is_told_before_the_folder_is_begun(
+    bark, tmp_path, settings, words
+):
+    manifest = write(tmp_path / "m", {"a": {"text": "Hi."}})
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Job(bark, manifest, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:the text had not ended:UserWarning")
+def test_pieces_go_together_by_rows_and_memory_that_runs_out_is_told(bark, tmp_path, monkeypatch):
+    text, seen = " ".join(["It is a hut on the hill, no."] * 12), []
+    lines = {"long": {"text": text, "voice": "made", "retries": 0, "max_duration_s": 0.1}}
+
+    class Cramped(CachedDecoder):
+        most = 100
+
+        def decode_one(self, tokens, ids):
+            seen.append(len(tokens))
+            if len(tokens) > self.most:
+                torch.empty(1 << 58)
+            return super().decode_one(tokens, ids)
+
+    monkeypatch.setattr(bark.pipeline, "new_decoder", lambda model, n, _: Cramped(model, n))
+    manifest = write(tmp_path / "m", lines)
+    assert run(bark, manifest, tmp_path / "a", rows=12).n_made == 1
+    assert max(seen) == records(tmp_path / "a")["long"]["pieces"] == 12
+    monkeypatch.setattr(Cramped, "most", 3)
+    with pytest.warns(UserWarning, match=r"memory ran out .* going on with 3 rows at once"):
+        assert run(bark, manifest, tmp_path / "b", rows=12).n_made == 1
 
 
 def test_ctrl_c_tells_how_far_it_came(nursery, model, tmp_path):

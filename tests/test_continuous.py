@@ -1,5 +1,7 @@
 """Rows that come and go: each is what it is alone, and none waits for, or dies of, another."""
 
+import os
+import signal
 import threading
 import time
 import warnings
@@ -398,7 +400,34 @@ def test_where_memory_runs_out_fewer_rows_go_on(bark, decoding_by, monkeypatch):
     assert batch.most == 1 and "memory" in str(ticket.error)
 
 
+@pytest.mark.parametrize("most", [0, -1, 1.5, True, "a", None])
+def test_a_number_of_rows_that_is_none_is_refused_at_once(bark, most):
+    for make in (ContinuousBatch, SharedPipeline):
+        with pytest.raises(ValueError, match="most must be a positive whole number, got"):
+            make(bark.pipeline, most)
+    with pytest.raises(ValueError, match="patience must be"):
+        ContinuousBatch(bark.pipeline, patience=most)
+
+
 # ---- many threads
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # later Pythons warn of the fork
+def test_a_forked_process_is_told_that_the_thread_is_not_its_own(bark):
+    job = Job(1, [2])
+    with SharedPipeline(bark.pipeline) as shared:
+        if not (child := os.fork()):
+            signal.alarm(20)  # ends it, if it hangs
+            status = 1
+            try:
+                shared.speak([job.row()], job.options)
+            except ClosedError as error:
+                shared.close()
+                status = 0 if "forked" in str(error) else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert_same_voice(shared.speak([job.row()], job.options)[0], job.alone(bark)[0])
 
 
 def test_threads_that_speak_at_once_are_rows_of_one_batch(bark):

@@ -97,7 +97,8 @@ def test_a_bad_value_gives_the_same_words_on_the_command_line(name, text, capsys
     with pytest.raises(SystemExit) as stop:
         main(["say", "a", f"{FLAGS[name]}={text}"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"minibark say: error: {error.value}"
+    words = f"minibark say: error: {FLAGS[name]}{str(error.value).removeprefix(name)}"
+    assert capsys.readouterr().err.splitlines()[-1] == words
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -20,9 +20,9 @@ from ..speech.bulk import Job, Summary, counted
 from ..speech.cluster import connected, crew
 from ..speech.cluster_job import ClusterJob
 from ..speech.folder import ERRORS
-from ..speech.manifest import read_manifest
+from ..speech.manifest import BadLine, Line, read_manifest
 from ..speech.plan import LongOptions
-from .ends import complain
+from .ends import complain, hush
 from .shared import (
     add_model,
     add_options,
@@ -63,7 +63,7 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
     )
     batch.set_defaults(run=_run, parser=batch)
     add = batch.add_argument
-    add("manifest", metavar="MANIFEST", help="JSON lines, in UTF-8")
+    add("manifest", metavar="MANIFEST", help="JSON lines, in UTF-8; - reads standard input")
     add("out", metavar="OUT", help="the folder of the clips; it is made if it is not there")
     formats = [suffix[1:] for suffix in FORMATS]
     add("--format", choices=formats, default=formats[0], help="of the sound (default: %(default)s)")
@@ -129,11 +129,10 @@ def _run(args: argparse.Namespace) -> None:
     if args.ray is not None and args.threads:
         args.parser.error("the threads of a worker are --cores-per-worker; leave --threads out")
     job: Job | None = None
-    next(read_manifest(args.manifest))  # refused before a model is fetched
     settings: dict[str, Any] = {
-        "voice": args.voice,
-        "options": options,
-        "plan": plan,
+        # Before a model is fetched, and once: it may be a pipe.
+        "manifest": _lines(args, options, plan),
+        "folder": args.out,
         "audio_format": args.format,
         "model": args.model,
         "shard": args.shard,
@@ -159,11 +158,20 @@ def _run(args: argparse.Namespace) -> None:
         )
 
 
+def _lines(args: argparse.Namespace, options: Options, plan: LongOptions) -> list[Line | BadLine]:
+    """The lines of the manifest."""
+    if args.manifest != "-":
+        return list(read_manifest(args.manifest, args.voice, options, plan))
+    if sys.stdin is None:
+        raise ValueError("- reads standard input, which is closed; give a file")
+    return list(read_manifest(sys.stdin.buffer, args.voice, options, plan))
+
+
 @contextlib.contextmanager
 def _begun(args: argparse.Namespace, settings: dict[str, Any]) -> Iterator[Job]:
     """The job, with those who work for it."""
     if args.ray is None:
-        with Job(open_bark(args), args.manifest, args.out, **settings) as job:
+        with Job(open_bark(args), **settings) as job:
             yield job
         return
     with connected(args.ray, args.workers, args.cores_per_worker):
@@ -185,7 +193,7 @@ def _begun(args: argparse.Namespace, settings: dict[str, Any]) -> Iterator[Job]:
         # What is here checks lines, and generates nothing.
         args.device, args.backend, args.offload = "cpu", None, False
         cluster: dict[str, Any] = {"crew": workers, "opened": opened}
-        with ClusterJob(open_bark(args), args.manifest, args.out, **cluster, **settings) as job:
+        with ClusterJob(open_bark(args), **cluster, **settings) as job:
             yield job
 
 
@@ -197,12 +205,34 @@ def _make(job: Job, quiet: bool) -> None:
         total=job.n_todo,
         unit="clips",
         bar_format=_BAR,
-        disable=quiet or not job.n_todo,
-        file=sys.stderr,
+        disable=quiet or not job.n_todo or sys.stderr is None,
+        file=_Lasting(sys.stderr),
+        dynamic_ncols=True,
     ) as bar:
         with contextlib.closing(job.run(_Postfix(bar))) as made:
             for _ in made:
                 bar.update()
+
+
+class _Lasting:
+    """A stream whose reader may leave, or whose disk may be full: then it is hushed."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        """Write and flush it, if there is anybody to read it."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            hush(self._stream)
+
+    def flush(self) -> None:
+        """Nothing is left to be flushed."""
 
 
 class _Postfix:

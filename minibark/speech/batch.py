@@ -19,6 +19,13 @@ MOST_ROWS = 8
 """Rows at once: more of them make no more sound a second on a CPU, and take more memory."""
 
 
+def positive(value: object, name: str) -> int:
+    """A number of rows or clips; ValueError for anything but a positive whole number."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} must be a positive whole number, got {value!r:.40}")
+    return value
+
+
 def in_groups(
     pipeline: Pipeline,
     rows: Sequence[Row],
@@ -52,8 +59,7 @@ def asked_for(
         raise ValueError(f"texts must be a list; for one text use generate, or [{texts!r:.40}]")
     if isinstance(texts, (bytes, Mapping)) or not hasattr(texts, "__getitem__"):
         raise ValueError(f"texts must be a list, not {type(texts).__name__}")
-    if type(n) is not int or n < 1:
-        raise ValueError(f"n must be a positive whole number, got {n!r:.40}")
+    positive(n, "n")
     if seeds is not None and options.seed is not None:
         raise ValueError("seed and seeds were both given; give one of them")
     n_clips = len(texts) * n

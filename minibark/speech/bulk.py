@@ -9,31 +9,29 @@ on which run of the job makes it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..audio import FORMATS, encode_audio
-from ..files import reason, shown
-from ..options import Options, knobs
+from ..files import reason, shown, warn
+from ..options import Options
 from ..sampling import OnStep
 from ..stages import Stages
 from ..voice import Voice
-from .batch import MOST_ROWS
+from .batch import MOST_ROWS, positive
+from .changes import difference
 from .clips import Clip, Maker, Task, voice_checksum
 from .folder import ClipFolder
 from .manifest import BadLine, Line, ManifestError, read_manifest, share_of
 from .plan import LongOptions
 from .split import MissingExtraError
-
-_DEFAULTS = {
-    name: getattr(kind, name) for kind in (Options, LongOptions) for name, _ in knobs(kind)
-}
 
 
 class ChangedError(ValueError):
@@ -77,7 +75,7 @@ class Job:
     def __init__(
         self,
         stages: Stages,
-        manifest: str | os.PathLike[str],
+        manifest: str | os.PathLike[str] | Iterable[Line | BadLine],
         folder: str | os.PathLike[str],
         *,
         voice: str | None = None,
@@ -94,9 +92,10 @@ class Job:
 
         Args:
             stages: the Bark that speaks.
-            manifest: a JSON object a line; `read_manifest` says what it has.
+            manifest: a JSON object a line, as `read_manifest` says; or the lines that it gives,
+                for which `voice`, `options` and `plan` are not.
             folder: where `ID.wav` and `ID.json` go; it is made if it is not there.
-            voice: of lines that name none.
+            voice: of lines that name none: a name or path.
             options: of lines that have none of their own; `seed` is the job's, None is 0.
             plan: the same, for texts of several pieces.
             audio_format: wav, flac, ogg, opus or mp3.
@@ -111,22 +110,23 @@ class Job:
             ManifestError: the manifest has no lines.
             FolderError: the folder has other files, a damaged record, or another job at work.
             ChangedError: something that is done would be otherwise now, or is not in the manifest.
-            ValueError: an unknown format, a shard that is none, or no rows.
+            ValueError: an unknown format, a shard that is none, no rows, or another setting that
+                is not of its kind.
             OSError: what cannot be read or written.
         """
-        suffix = "." + audio_format
+        suffix = f".{audio_format}"
         if suffix not in FORMATS:
             formats = ", ".join(name[1:] for name in FORMATS)
             raise ValueError(f"the format must be one of {formats}, got {audio_format!r:.40}")
-        if not 1 <= shard[0] <= shard[1]:
-            raise ValueError(f"shard i/n must have i from 1 to n, got {shard[0]}/{shard[1]}")
-        if rows < 1:
-            raise ValueError(f"rows must be a positive whole number, got {rows}")
+        _check_settings(voice, options, plan, model, shard)
+        positive(rows, "rows")
         encode_audio(np.zeros(1, np.float32), stages.sample_rate, suffix)  # refuses odd rates
         self._stages, self._one_piece = stages, one_piece
         self._maker = Maker(stages, suffix, rows, one_piece)
         self._voices: dict[str | None, tuple[Voice | None, str] | ManifestError] = {}
-        found = list(read_manifest(manifest, voice, options, plan))
+        if isinstance(manifest, str | os.PathLike):
+            manifest = read_manifest(manifest, voice, options, plan)
+        found = list(manifest)
         self.bad = [bad for bad in found if isinstance(bad, BadLine) and _is_in(bad, shard)]
         checkpoint = stages.checkpoint()
         self._common = {
@@ -138,7 +138,7 @@ class Job:
         self._folder = ClipFolder(folder)
         try:
             lines = [line for line in found if isinstance(line, Line) and _is_in(line, shard)]
-            known = {one.id for one in found}
+            known = {one.id: isinstance(one, Line) for one in reversed(found)}
             todo, kept = self._compare(lines, known, again)
             self._tasks = [task for line in todo if (task := self._task(line)) is not None]
             self._folder.write_errors(self.bad)
@@ -186,48 +186,62 @@ class Job:
     # ---- reading and checking
 
     def _compare(
-        self, lines: Sequence[Line], known: set[str], again: bool
+        self, lines: Sequence[Line], known: Mapping[str, bool], again: bool
     ) -> tuple[list[Line], int]:
         """The lines of which no clip is done, and how many clips are.
+
+        `known` has the ids of the manifest, and whether the line of each is a good one.
 
         Raises:
             ChangedError: a clip that is done would be otherwise, or is none of the known.
         """
         done = self._folder.ids()
-        if not again and (others := sorted(done - known)):
+        if not again and (others := sorted(done - known.keys())):
             raise ChangedError(
                 f"{self._folder.path} has {counted(len(others), 'clip')} that the manifest does "
                 f"not name ({shown(others[0], 60)!r}): it is another job's. Choose another folder, "
                 "or let them be with again=True (--again)"
             )
-        todo, changed, n_kept = [], [], 0
+        todo, changed, n_kept = list[Line](), list[str](), 0
+        unread: dict[str, int] = {}
         for line in lines:
             record = self._folder.record(line.id) if line.id in done else None
-            try:
-                difference = _difference(record, self._expected(line)) if record else "not made"
-            except ManifestError:
-                difference, record = "no voice", None  # which `_task` tells
-            if record and not difference:
+            expected = self._expected(line) if record else {}
+            wrong = difference(record, expected) if record else ""
+            if record and not wrong:
                 n_kept += 1
+                if "voice_checksum" not in expected:
+                    unread[str(line.voice)] = unread.get(str(line.voice), 0) + 1
                 continue
             todo.append(line)
             if record:
-                changed.append(f"{line.id!r} ({difference})")
+                changed.append(f"{line.id!r} ({wrong})")
+        # Of a bad line only the model is known.
+        for bad in self.bad:
+            record = self._folder.record(bad.id) if bad.id in done and not known[bad.id] else None
+            if record and (wrong := difference(record, self._common)):
+                changed.append(f"{bad.id!r} ({wrong})")
         if changed and not again:
             raise ChangedError(
                 f"{counted(len(changed), 'clip')} of {self._folder.path}, done before, would be "
                 f"otherwise now: {'; '.join(changed[:3])}. Choose another folder, or make them "
                 "anew with again=True (--again)"
             )
+        for name, n in unread.items():
+            warn(
+                f"the voice {shown(name, 100)!r} cannot be read; {counted(n, 'clip')} done with it "
+                "before and else unchanged stay"
+            )
         return todo, n_kept
 
     def _expected(self, line: Line) -> dict[str, Any]:
         """What the clip of a line depends on, as its record has it.
 
-        Raises:
-            ManifestError: there is no such voice.
+        There is no `voice_checksum` where the voice cannot be read.
         """
-        _, checksum = self._voice(line.voice)
+        checksum = dict[str, Any]()
+        with contextlib.suppress(ManifestError):
+            checksum["voice_checksum"] = self._voice(line.voice)[1]
         options: dict[str, Any] = {**vars(line.options), **vars(line.plan)}
         first_seed = options.pop("seed")
         return {
@@ -235,7 +249,7 @@ class Job:
             "file": line.id + self._suffix,
             "text": line.text,
             "voice": line.voice,
-            "voice_checksum": checksum,
+            **checksum,
             "first_seed": first_seed,
             "options": {**options, "one_piece": self._one_piece},
             **self._common,
@@ -261,8 +275,8 @@ class Job:
     def _task(self, line: Line) -> Task | None:
         """What is to be done for a line; None, and a bad line more, if it cannot be."""
         try:
-            expected, (voice, _) = self._expected(line), self._voice(line.voice)
-            return self._maker.task(line, expected, voice)
+            voice, _ = self._voice(line.voice)
+            return self._maker.task(line, self._expected(line), voice)
         except (ValueError, MissingExtraError) as error:
             self.bad.append(BadLine(line.number, line.id, reason(error)))
             return None
@@ -307,26 +321,26 @@ def _is_in(line: Line | BadLine, shard: tuple[int, int]) -> bool:
     return share_of(line.id or str(line.number), shard[1]) == shard[0]
 
 
-def _difference(record: dict[str, Any], expected: dict[str, Any]) -> str:
-    """In what a record is not what is expected; "" if in nothing."""
-    found = []
-    for key in ("text", "voice_checksum", "first_seed", "file", "checksum", "precision"):
-        if record.get(key) != expected[key]:
-            # What people call it, where that tells the two apart.
-            name = {"voice_checksum": "voice", "checksum": "model"}.get(key, key)
-            name = key if record.get(name) == expected[name] else name
-            found.append(_change(name, record.get(name), expected[name]))
-    options = record.get("options")
-    before = {**_DEFAULTS, "one_piece": False, **(options if isinstance(options, dict) else {})}
-    for key, now in expected["options"].items():
-        if before[key] != now:
-            found.append(_change(key, before[key], now))
-    return ", ".join(found)
-
-
-def _change(name: str, before: object, now: object) -> str:
-    was, is_now = (
-        repr(shown(value, 40)) if isinstance(value, str) else shown(repr(value), 40)
-        for value in (before, now)
-    )
-    return f"{name.replace('_', ' ')} was {was}, is {is_now}"
+def _check_settings(
+    voice: object, options: object, plan: object, model: object, shard: object
+) -> None:
+    """Refuse what is not of its kind, before anything is begun."""
+    if not isinstance(voice, str | None):
+        raise ValueError(
+            f"voice must be a name or the path of an .npz file, not {type(voice).__name__}; "
+            "Voice.save writes one"
+        )
+    if not isinstance(options, Options | None):
+        raise ValueError(f"options must be Options, not {type(options).__name__}")
+    if options and not isinstance(options.seed, int | None):
+        raise ValueError("the seed of a job must be a whole number or None, not a stream")
+    if not isinstance(plan, LongOptions | None):
+        raise ValueError(f"plan must be LongOptions, not {type(plan).__name__}")
+    if not isinstance(model, str | None):
+        raise ValueError(f"model must be a name for the records, not {type(model).__name__}")
+    match shard:
+        case (int(i), int(n)) if 1 <= i <= n:
+            return
+        case (int(i), int(n)):
+            raise ValueError(f"shard i/n must have i from 1 to n, got {i}/{n}")
+    raise ValueError(f"shard must be two whole numbers, (i, n), got {shard!r:.40}")

@@ -211,10 +211,10 @@ class Maker:
     def _in_pieces(self, task: Task, on_step: OnStep | None) -> Clip | BadLine:
         """One text of several pieces, as `generate_long` says it."""
         begin = time.perf_counter()
-        with _noting([]):  # `task.notes` has those of the text, the record those of the sound
+        with _noting([]):  # `task.notes` has them
             reading = Reading(self._stages, task.line.options, task.line.plan)
             reading.text(task.line.text, task.voice)
-            said = self._said(reading, on_step)
+        said = self._said(reading, on_step)
         wrong = "; ".join(f"piece {i} {one.fault}" for i, one in enumerate(said, 1) if one.fault)
         parts = [reading.with_silences(*one) for one in enumerate(said)]
         is_empty = not any(len(one.audio) for one in said)
@@ -226,7 +226,8 @@ class Maker:
         """All pieces; fewer at once if memory runs out."""
         while True:
             try:
-                return list(reading.pieces(on_step, self._rows))
+                with _noting([]):  # the record has them
+                    return list(reading.pieces(on_step, self._rows))
             except Exception as error:
                 if self._rows == 1 or not is_out_of_memory(error):
                     raise
@@ -246,18 +247,20 @@ class Maker:
         if not len(audio):
             return BadLine(task.line.number, task.line.id, _NO_AUDIO)
         seconds = len(audio) / self._stages.sample_rate
+        sound = encode_audio(audio, self._stages.sample_rate, self._suffix)
         how = {
             "seed": seed,
             "tries": tries,
             "pieces": n_pieces,
             "seconds": round(seconds, 3),
+            "bytes": len(sound),
+            "sha256": hashlib.sha256(sound).hexdigest(),
             "wall_s": round(spent_s, 3),
             "fault": wrong,
             "warnings": task.notes,
             "device": str(self._stages.device),
             "version": __version__,
         }
-        sound = encode_audio(audio, self._stages.sample_rate, self._suffix)
         return Clip({**task.record, **how}, sound, seconds)
 
 

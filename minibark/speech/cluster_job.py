@@ -15,7 +15,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from ..files import reason
@@ -26,7 +26,7 @@ from .batch import MOST_ROWS
 from .bulk import Job
 from .clips import Clip, Task
 from .cluster import ClusterError, Crew, ray_package
-from .manifest import BadLine, seed_of
+from .manifest import BadLine, Line, seed_of
 from .roll import Roll
 from .worker import Orders, Worker, orders_of
 
@@ -45,7 +45,7 @@ class ClusterJob(Job):
     def __init__(
         self,
         stages: Stages,
-        manifest: str | os.PathLike[str],
+        manifest: str | os.PathLike[str] | Iterable[Line | BadLine],
         folder: str | os.PathLike[str],
         *,
         crew: Crew,

@@ -26,7 +26,7 @@ from ..pipeline import Pipeline, Row
 from ..sampling import OnStep
 from ..semantic import END_TEST_STEPS, max_semantic_steps, semantic_prompt
 from ..voice import Voice
-from .batch import MOST_ROWS
+from .batch import MOST_ROWS, positive
 from .steps import CoarseRow, CoarseWindows, SemanticRow, SemanticSteps, least_end_p
 from .ticket import Ticket, is_out_of_memory, key_of, told_of_memory
 
@@ -54,8 +54,11 @@ class ContinuousBatch:
             most: rows in each token loop, to begin with.
             patience: how many turns a group waits for one of as many rows, and how many times as
                 many for one of more. 1 is for who listens; more fills batches, for who does not.
+
+        Raises:
+            ValueError: either is no positive whole number.
         """
-        self.most, self._patience = most, patience
+        self.most, self._patience = positive(most, "most"), positive(patience, "patience")
         self._pipeline = pipeline
         self._coming: deque[Ticket] = deque()
         self._tickets: list[Ticket] = []  # in the order in which they came

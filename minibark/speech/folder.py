@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -45,15 +46,20 @@ class ClipFolder:
             raise FileNotFoundError(
                 f"the folder {self.path.absolute().parent} does not exist; create it first"
             )
-        self.path.mkdir(exist_ok=True)
-        names = sorted(os.listdir(self.path))
-        others = [name for name in names if not name.startswith(".")]
-        if others and MARK not in names:
-            raise FolderError(
-                f"{self.path} has files that no batch wrote ({shown(others[0], 60)!r}); "
-                "choose a new or an empty folder"
-            )
-        self._mark = (self.path / MARK).open("a+b")
+        try:
+            self.path.mkdir(exist_ok=True)
+            names = sorted(os.listdir(self.path))
+            if MARK not in names and (stray := self._stray(names)):
+                raise FolderError(
+                    f"{self.path} has files and no {MARK}, which batches write "
+                    f"({shown(stray, 60)!r}); choose a new or an empty folder. Clips of a batch "
+                    f"are copied with their records, or with {MARK}, as 'cp -r PART/. ALL/' does"
+                )
+            self._mark = (self.path / MARK).open("a+b", buffering=0)
+        except PermissionError:
+            raise
+        except OSError as error:
+            raise self._unwritable(error, self.path) from error
         if is_held:
             return
         try:
@@ -61,8 +67,10 @@ class ClipFolder:
             if MARK in names:
                 self.sweep()
             else:
-                self._mark.write(_ABOUT.encode())
-                self._mark.flush()
+                try:
+                    self._mark.write(_ABOUT.encode())
+                except OSError as error:
+                    raise self._unwritable(error, self.path / MARK) from error
         except BaseException:
             self.close()
             raise
@@ -107,7 +115,29 @@ class ClipFolder:
                 "is made again"
             ) from error
         files = [file for file in _sounds(name) if file == document.get("file")]
-        return document if files and (self.path / files[0]).is_file() else None
+        return document if files and self._is_whole(document, self.path / files[0]) else None
+
+    def _is_whole(self, document: dict[str, Any], sound: Path) -> bool:
+        """Whether a sound is there, as long as its record says; older records do not say it."""
+        if not sound.is_file():
+            return False
+        return document.get("bytes") in (None, sound.stat().st_size)
+
+    def _stray(self, names: Iterable[str]) -> str:
+        """A file of a folder without the mark that is no clip's; "" if there is none.
+
+        Clips that were copied are known by their records; the mark is hidden, and stays behind.
+        """
+        files = {name for name in names if not name.startswith(".")}
+        ours = {ERRORS}
+        for name in {file[:-5] for file in files if file.endswith(".json")}:
+            try:
+                record = self.record(name)
+            except FolderError:
+                return f"{name}.json"
+            if record and "first_seed" in record:
+                ours |= {f"{name}.json", record["file"]}
+        return min(files - ours, default="") if len(ours) > 1 else min(files, default="")
 
     def add(self, record: dict[str, Any], sound: bytes) -> None:
         """Write a clip, in place of one that was there of its id.
@@ -129,7 +159,7 @@ class ClipFolder:
                 # A lone surrogate becomes what JSON writes for it.
                 part.write_bytes(text.encode("utf-8", "backslashreplace"))
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._unwritable(error, place) from error
 
     def write_errors(self, bad: Iterable[BadLine]) -> None:
         """Begin `errors.jsonl` with these lines; without any the file is taken away."""
@@ -142,20 +172,24 @@ class ClipFolder:
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._unwritable(error, path) from error
 
     def add_error(self, bad: BadLine) -> None:
         """Add one to `errors.jsonl`."""
+        path = self.path / ERRORS
         try:
-            with (self.path / ERRORS).open("ab") as file:
+            with path.open("ab") as file:
                 file.write(_as_json(bad).encode("utf-8"))
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._unwritable(error, path) from error
 
-    def _unwritable(self, error: OSError) -> OSError:
+    def _unwritable(self, error: OSError, path: Path) -> OSError:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what_to_do = "make room there" if is_full else "mend that"
         return OSError(
-            f"{self.path} cannot be written ({error.strerror or reason(error)}); what is done is "
-            "kept: make room there, and run the same again"
+            f"{shown(os.fsdecode(error.filename or path), 1000)} cannot be written "
+            f"({error.strerror or reason(error)}); what is done is kept: {what_to_do}, and run "
+            "the same again"
         )
 
     def _keep_others_out(self) -> None:

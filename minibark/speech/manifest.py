@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from ..files import reason, shown
 from ..options import Options, hint_of, knobs
@@ -19,10 +21,20 @@ from .plan import LongOptions
 _MAX_LINE_BYTES = 1 << 20
 _MAX_ID_BYTES = 200  # file systems allow names of 255
 _NOT_IN_NAMES = '/\\:*?"<>|'  # somewhere they are no part of a file's name
+# Devices, on Windows, with whatever behind a dot.
+_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)", re.I)
+_MAX_DIGITS = 400  # no number of more is any option's
 _OPTIONS = [name for name, _ in knobs(Options)]
 _PLANS = [name for name, _ in knobs(LongOptions)]
 KEYS = ("id", "text", "voice", *_OPTIONS, *_PLANS)
 """What a line may have."""
+# What the command line calls some of them, without its dashes.
+_FLAGS = {
+    knob.flag.strip("-").replace("-", "_"): name
+    for kind in (Options, LongOptions)
+    for name, knob in knobs(kind)
+    if knob.flag
+}
 
 
 class ManifestError(ValueError):
@@ -68,19 +80,20 @@ class BadLine:
 
 
 def read_manifest(
-    path: str | os.PathLike[str],
+    manifest: str | os.PathLike[str] | BinaryIO,
     voice: str | None = None,
     options: Options | None = None,
     plan: LongOptions | None = None,
 ) -> Iterator[Line | BadLine]:
-    """The lines of a manifest, blank ones left out.
+    """The lines of a manifest, a path or what is open to be read, blank ones left out.
 
     A line is a JSON object with `id`, `text` and, where it is to be otherwise than told here, any
     of `voice` and the fields of `Options` and `LongOptions`. Without a seed it has one made of its
     id and of `options.seed` (0 if None).
 
     An id is a file's name on every system: it neither begins with a dot nor ends in one, has none
-    of /, backslash, : * ? " < > and |, and differs from the others by more than case.
+    of /, backslash, : * ? " < > and |, is none of Windows' devices (CON, NUL, COM1 ...), and
+    differs from the others by more than case.
 
     Raises:
         ManifestError: the file has no lines.
@@ -88,7 +101,7 @@ def read_manifest(
     """
     options, plan = options or Options(), plan or LongOptions()
     first: dict[str, int] = {}  # the line on which an id comes first
-    for number, content in _contents(Path(os.path.expanduser(path))):
+    for number, content in _contents(manifest):
         name = ""
         try:
             document = _document(content)
@@ -121,10 +134,15 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
 
 
-def _contents(path: Path) -> Iterator[tuple[int, bytes]]:
+def _contents(manifest: str | os.PathLike[str] | BinaryIO) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, with their numbers, and never much of the file at once."""
     n_lines, number = 0, 0
-    with path.open("rb") as file:
+    with contextlib.ExitStack() as stack:
+        if isinstance(manifest, str | os.PathLike):
+            name = os.fspath(manifest)
+            file: BinaryIO = stack.enter_context(Path(os.path.expanduser(name)).open("rb"))
+        else:
+            file, name = manifest, "the manifest"
         while content := file.readline(_MAX_LINE_BYTES + 1):
             number += 1
             if number == 1:
@@ -137,7 +155,7 @@ def _contents(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, content
     if not n_lines:
         raise ManifestError(
-            f'{path} is empty; give lines such as {{"id": "hello", "text": "Hello."}}'
+            f'{name} is empty; give lines such as {{"id": "hello", "text": "Hello."}}'
         )
 
 
@@ -150,7 +168,7 @@ def _document(content: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         _refuse(f"it is not UTF-8 ({error}); save the manifest as UTF-8")
     try:
-        document = json.loads(text, object_pairs_hook=_unique)
+        document = json.loads(text, object_pairs_hook=_unique, parse_int=_whole)
     except RecursionError:
         _refuse("its JSON is nested too deeply")
     except json.JSONDecodeError as error:
@@ -158,6 +176,13 @@ def _document(content: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         _refuse(f'it must be an object such as {{"id": "a", "text": "A."}}, got {_kind(document)}')
     return document
+
+
+def _whole(digits: str) -> int:
+    """A whole number; Python has words of its own for more digits than it reads."""
+    if len(digits) > _MAX_DIGITS:
+        _refuse(f"it has a number of {len(digits)} digits; give at most {_MAX_DIGITS}")
+    return int(digits)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -183,6 +208,8 @@ def _id(document: dict[str, Any]) -> str:
         wrong = "begins or ends with a dot"
     elif found := set(name) & set(_NOT_IN_NAMES):
         wrong = f"has {min(found)}"
+    elif _DEVICE.match(name):
+        wrong = "is a device of Windows"
     elif len(name.encode("utf-8")) > _MAX_ID_BYTES:
         wrong = f"has more than {_MAX_ID_BYTES} bytes"
     if wrong:
@@ -200,7 +227,9 @@ def _line(
 ) -> Line:
     for key in document:
         if key not in KEYS:
-            _refuse(f"it has an unknown key {shown(key, 60)!r}; {hint_of(key, KEYS)}")
+            meant = _FLAGS.get(key.strip("-").replace("-", "_"))
+            hint = f"did you mean {meant}?" if meant else hint_of(key, KEYS)
+            _refuse(f"it has an unknown key {shown(key, 60)!r}; {hint}")
     text, voice = document.get("text"), document.get("voice", voice)
     if not isinstance(text, str) or not text.strip():
         given = repr(shown(text, 20)) if isinstance(text, str) else _kind(text)

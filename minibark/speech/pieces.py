@@ -14,7 +14,7 @@ from ..pipeline import Audio, Pipeline, Row
 from ..sampling import OnStep
 from ..tokenizer import Tokenizer
 from ..voice import Voice, VoiceError
-from .batch import MOST_ROWS, in_groups
+from .batch import MOST_ROWS
 from .faults import fault_of
 from .plan import LongOptions
 from .split import GOAL, MissingExtraError, Piece, sentences, split
@@ -173,7 +173,7 @@ class Speaker:
             for (_, turn), seed in zip(group, seeds, strict=True)
         ]
         spoken = []
-        made = in_groups(self.pipeline, rows, self.options, on_step)
+        made = self.pipeline.speak(rows, self.options, on_step)
         for (_, turn), seed, voice in zip(group, seeds, made, strict=True):
             audio = self.pipeline.decode(voice.fine)
             expected_s = turn.piece.expected_s

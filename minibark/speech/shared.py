@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
@@ -30,15 +31,19 @@ class SharedPipeline(Pipeline):
     one does:
 
         bark.pipeline = shared = SharedPipeline(bark.pipeline)
+
+    A forked process has no such thread: there `speak` is refused, and one is to be made anew, or
+    the process is to be started by spawn.
     """
 
     def __init__(self, pipeline: Pipeline, most: int = MOST_ROWS) -> None:
-        """`most` is as for `ContinuousBatch`."""
+        """`most` is as for `ContinuousBatch`; ValueError for what is no positive whole number."""
         vars(self).update(vars(pipeline))  # the same modules, locks and recordings
         self._batch = ContinuousBatch(pipeline, most)
         self._callers: dict[Ticket, SimpleQueue[tuple[str, int, int] | Ticket]] = {}
         self._changed = threading.Condition()
         self._is_closed = self._must_drop = False
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._serve, name="minibark rows", daemon=True)
         self._thread.start()
 
@@ -72,10 +77,15 @@ class SharedPipeline(Pipeline):
                 nothing waits for that.
 
         Raises:
-            ClosedError: it has been closed.
+            ClosedError: it has been closed, or was made before this process was forked.
             ValueError: coarse windows that the model has no room for.
             Exception: what went wrong with the first row that failed; the others are let go.
         """
+        if os.getpid() != self._process:  # before the lock, which another thread may have held
+            raise ClosedError(
+                "the pipeline's thread is in the process that this one was forked from; make a "
+                "SharedPipeline here, or start processes by spawn"
+            )
         events: SimpleQueue[tuple[str, int, int] | Ticket] = SimpleQueue()
 
         def tell(stage: str, done: int, total: int) -> None:
@@ -116,8 +126,11 @@ class SharedPipeline(Pipeline):
     def close(self, finish: bool = True) -> None:
         """Take no more rows, and wait until those that are there are done or, else, let go.
 
-        Those who wait for rows that are let go get a `ClosedError`.
+        Those who wait for rows that are let go get a `ClosedError`. In a forked process there is
+        nothing to close.
         """
+        if os.getpid() != self._process:
+            return
         with self._changed:
             self._is_closed = True
             self._must_drop |= not finish
