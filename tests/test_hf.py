@@ -394,7 +394,7 @@ def test_what_else_is_refused(call, text):
 
 
 def test_no_audio_is_told_of_where_the_caller_is(models):
-    with pytest.warns(UserWarning, match="ended the text at its first step") as told:
+    with pytest.warns(UserWarning, match="ended the text.* at its first step") as told:
         audio = models["minibark.hf"].generate([[7, 8], [9, 1]], min_eos_p=0.0)
     assert audio.shape == (2, 0)
     assert told[0].filename == __file__
