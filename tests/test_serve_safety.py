@@ -21,6 +21,8 @@ from starlette.datastructures import Headers
 
 from minibark.serve.door import Admission, checked_origin
 from minibark.serve.errors import RequestError
+from minibark.serve.speech import House
+from minibark.serve.stats import Stats
 from minibark.serve.work import Desk
 
 ORIGIN = "http://localhost:3000"
@@ -136,6 +138,25 @@ def test_quiet_hides_nothing_but_what_was_served(server):
     with serving("--host", "0.0.0.0", "-q") as open_to_all:
         assert any("whoever reaches" in line for line in open_to_all.said)
         assert open_to_all.ask("GET", "/", Host="any.example")[0] == 200
+
+
+@pytest.mark.parametrize("is_debug", [False, True])
+def test_a_failure_is_told_and_with_debug_where_it_was(is_debug):
+    async def fail() -> list[str]:
+        said: list[str] = []
+        house = House("m", Desk(1, 1), Stats(), said.append, 1, print, is_debug)
+        try:
+            {}["what"]
+        except KeyError as error:
+            house.failed(error)
+        return said
+
+    first, *rest = asyncio.run(fail())
+    assert first.startswith("KeyError: ")
+    assert ("--debug" in first, any(f"in {fail.__name__}" in line for line in rest)) == (
+        not is_debug,
+        is_debug,
+    )
 
 
 def test_hosts_that_cannot_be_had_are_told_in_words_that_fit(capsys):

@@ -203,6 +203,7 @@ def _bound(host: str, port: int) -> socket.socket:
             f"cannot listen on '{shown(host, 100)}': it is no address and no name of this machine; "
             "--host 127.0.0.1 is this machine alone"
         ) from None
+    found.sort(key=lambda one: one[0] != socket.AF_INET)  # as most clients try them
     family, _, _, _, address = found[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
