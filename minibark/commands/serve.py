@@ -69,6 +69,14 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     try:
+        _serve(args)
+    except KeyboardInterrupt:  # before the loop had its handlers, or after
+        tell("ended")
+    os._exit(0)  # a thread may be inside the model; and another signal finds nothing to interrupt
+
+
+def _serve(args: argparse.Namespace) -> None:
+    try:
         from ..serve.door import checked_host, checked_origin
         from ..serve.server import Settings, run
     except ImportError as error:
@@ -100,8 +108,4 @@ def _run(args: argparse.Namespace) -> None:
         is_quiet=args.quiet,
         is_debug=args.debug,
     )
-    try:
-        run(settings, lambda: open_bark(args), tell)
-    except KeyboardInterrupt:  # before the loop had its handlers, or after
-        tell("ended")
-    os._exit(0)  # a thread may be inside the model; and another signal finds nothing to interrupt
+    run(settings, lambda: open_bark(args), tell)
