@@ -28,6 +28,7 @@ from .voices import ServedVoices
 from .work import Desk
 
 _IDLE_S = 20  # after which a connection without a request is closed
+_FLUSH_S = 10  # at the end, for what listeners have not taken yet of sound that is made
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def run(settings: Settings, open_bark: Callable[[], Bark], tell: Callable[[str],
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=_IDLE_S,
+        timeout_graceful_shutdown=_FLUSH_S,
         lifespan="on",
         ws="none",
         http="h11",
