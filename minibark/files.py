@@ -15,6 +15,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -142,8 +143,24 @@ def user_cache() -> Path:
     return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
 
 
+_overheard: ContextVar[list[str] | None] = ContextVar("overheard", default=None)
+
+
+@contextlib.contextmanager
+def overhearing() -> Iterator[list[str]]:
+    """What this thread is warned of in the block, beside what `warnings` does with it."""
+    heard: list[str] = []
+    token = _overheard.set(heard)
+    try:
+        yield heard
+    finally:
+        _overheard.reset(token)
+
+
 def warn(text: str) -> None:
     """Warn each time, not once for a place; the place is the line outside this package."""
+    if (heard := _overheard.get()) is not None:
+        heard.append(text)
     frame = sys._getframe(1)
     ours = (_PACKAGE, "contextlib")
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(ours):

@@ -67,7 +67,8 @@ class Server:
         """A connection on which a speech request has been sent and nothing read."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         head = (
-            "POST /v1/audio/speech HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+            "POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\n"
+            "Content-Type: application/json\r\n"
             f"Authorization: Bearer {self.key}\r\n{more or f'Content-Length: {len(body)}'}\r\n\r\n"
         )
         connection.sendall(head.encode() + body)

@@ -298,7 +298,7 @@ BAD = [
     ({"input": "Hi.", "temperature": 1e999}, 400, None),
     ({"input": "Hi.", "seed": -1}, 422, "seed"),
     ({"input": "Hi.", "seed": True}, 422, "seed"),
-    ({"input": "Hi.", "retries": None}, 422, "retries"),
+    ({"input": "Hi.", "retries": -1}, 422, "retries"),
     ({"input": "Hi.", "history": "reset:0"}, 422, "history"),
     ({"input": "Hi.", "sliding_window_len": 10**9}, 422, "max_coarse_history"),
     ({"input": "Hi.", "response_format": "ogg"}, 422, "response_format"),
@@ -324,8 +324,10 @@ def test_bad_requests_are_refused_by_name(server, body, status, param):
 
 
 def test_null_is_as_if_it_were_not_there_and_other_pages_cannot_send():
-    asked = parse(b'{"input": "Hi.", "voice": null, "speed": null, "temperature": null}')
-    assert asked.voice is None and asked.options.temperature is None
+    asked = parse(
+        b'{"input": "Hi.", "voice": null, "speed": null, "temperature": null, "retries": null}'
+    )
+    assert (asked.voice, asked.options, asked.plan) == (None, Options(), LongOptions())
     assert parse(b'{"input": "Hi.", "model": "x", "instructions": "Sadly."}').text == "Hi."
 
 

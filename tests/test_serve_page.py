@@ -93,3 +93,55 @@ def test_a_text_is_typed_heard_drawn_kept_and_an_error_is_a_sentence(page, tmp_p
     page.until("document.querySelector('audio')?.duration > 0")
     assert page.evaluate("document.querySelector('h1').textContent") == "Hello there."
     assert not [line for line in page.complaints() if "Content Security Policy" in line]
+
+
+def test_the_later_of_two_quick_submits_is_heard_alone_and_wrong_fields_are_told(page):
+    page.navigate(page.evaluate("location.origin"))
+    page.until("el('voice').options.length > 5")
+    page.key("Tab", number=9)  # browsers give sound only to who has touched the page
+    page.evaluate("el('text').value = 'Hello.'; el('max_duration_s').value = '0.35'")
+    submit = "el('seed').value = '{}'; el('form').requestSubmit();"
+    page.evaluate(submit.format(1) + submit.format(2))
+    page.until("/^All is said/.test(el('status').textContent)")
+    both = page.evaluate("player.peaks")
+    assert page.evaluate("el('used-seed').textContent") == "2"
+    assert page.evaluate("document.querySelectorAll('#history li').length") == 1
+    page.evaluate(submit.format(2))
+    page.until("document.querySelectorAll('#history li').length === 2")
+    assert page.evaluate("player.peaks") == both
+
+    page.evaluate("el('temperature').value = '0.713'")  # off any step
+    assert page.evaluate("el('form').checkValidity()")
+    assert not page.evaluate("document.querySelector('details').open")
+    page.evaluate("el('max_duration_s').value = '-1'; el('form').requestSubmit()")
+    assert page.evaluate("document.querySelector('details').open")
+    assert page.evaluate("el('error').textContent").startswith("Longest piece, seconds: ")
+    page.evaluate("el('max_duration_s').value = ''; el('key').value = '\u4f60'")
+    page.evaluate("el('form').requestSubmit()")
+    page.until("el('error').textContent.startsWith('The key has characters')")
+    names = (
+        "[...document.querySelectorAll('input,select,textarea')].map(e => e.labels[0].textContent)"
+    )
+    found = page.evaluate(names)
+    assert len(set(found)) == len(found)
+
+
+def test_a_key_is_asked_for_plainly_and_sound_that_breaks_off_is_not_kept(page):
+    with serving("--max-batch", "1", key="a key") as server:
+        page.navigate(server.url)
+        page.until("el('status').textContent.startsWith('This server has a key')")
+        assert page.evaluate("el('error').textContent") == ""
+        page.key("Tab", number=9)
+        page.evaluate("el('key').value = 'a key'; el('key').dispatchEvent(new Event('change'))")
+        page.until("el('voice').options.length > 5")
+        page.evaluate("el('text').value = 'I will go on and on, whatever you say. '.repeat(40)")
+        page.evaluate("el('form').requestSubmit()")
+        page.until("player.samples > 0")
+        server.process.kill()
+        page.until("el('error').textContent === 'The sound broke off before its end.'")
+        assert "not kept" in page.evaluate("el('status').textContent")
+        assert page.evaluate("document.querySelectorAll('#history li').length") == 0
+        page.evaluate("el('form').requestSubmit()")
+        page.until("el('error').textContent === 'The server cannot be reached.'")
+        page.evaluate("el('stop').click()")
+        assert page.evaluate("el('pause').getAttribute('aria-pressed')") == "false"

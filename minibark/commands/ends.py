@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, TextIO
 
@@ -24,9 +24,17 @@ Handler = Callable[[int, FrameType | None], Any]
 
 def leave(number: int, frame: FrameType | None) -> None:
     """End the process here and now: for imports, which leave nothing and may swallow exceptions."""
+    line, status = parting(sys.argv[1:])
     with contextlib.suppress(OSError):
-        os.write(2, f"minibark: {INTERRUPTED}\n".encode())
-    os._exit(1)
+        os.write(2, f"minibark: {line}\n".encode())
+    os._exit(status)
+
+
+def parting(words: Sequence[str]) -> tuple[str, int]:
+    """What is told, and the exit status, where a signal ends the command of these words."""
+    if words[:1] == ["serve"]:  # which is ended by a signal as others are by their last line
+        return "ended before it served anybody", 0
+    return INTERRUPTED, 1
 
 
 class Interruption:

@@ -50,12 +50,14 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         SystemExit: with 2 for wrong usage, 0 for `--help` and `--version`.
     """
+    words = sys.argv[1:] if argv is None else argv
     with ends.ended_by(ends.Interruption()):
         try:
-            return _main(sys.argv[1:] if argv is None else argv)
+            return _main(words)
         except KeyboardInterrupt:
-            tell(ends.INTERRUPTED)
-            return 1
+            line, status = ends.parting(words)
+            tell(line)
+            return status
 
 
 def _main(words: list[str]) -> int:

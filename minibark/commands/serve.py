@@ -52,6 +52,13 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
     )
     add("--uploads", action="store_true", help="take voices, which are kept in memory")
     add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which it may be called, such as that of a proxy before it; once for each",
+    )
+    add(
         "--allow-origin",
         action="append",
         default=[],
@@ -62,6 +69,15 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     try:
+        _serve(args)
+    except KeyboardInterrupt:  # before the loop had its handlers, or after
+        tell("ended")
+    os._exit(0)  # a thread may be inside the model; and another signal finds nothing to interrupt
+
+
+def _serve(args: argparse.Namespace) -> None:
+    try:
+        from ..serve.door import checked_host, checked_origin
         from ..serve.server import Settings, run
     except ImportError as error:
         raise ValueError(
@@ -70,6 +86,13 @@ def _run(args: argparse.Namespace) -> None:
     key = args.api_key if args.api_key is not None else os.environ.get(_KEY)
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
         args.parser.error("the key must be printable ASCII without spaces around it")
+    if not args.host.strip():
+        args.parser.error("--host is empty; 127.0.0.1 is this machine alone, 0.0.0.0 every address")
+    try:
+        names = tuple(map(checked_host, args.allow_host))
+        origins = tuple(map(checked_origin, args.allow_origin))
+    except ValueError as error:
+        args.parser.error(str(error))
     settings = Settings(
         model=shown(Path(args.model).name if os.path.isdir(args.model) else args.model, 80),
         host=args.host,
@@ -78,9 +101,11 @@ def _run(args: argparse.Namespace) -> None:
         most_running=args.max_batch,
         most_waiting=args.queue,
         key=key,
-        origins=tuple(args.allow_origin),
+        names=names,
+        origins=origins,
         uploads=args.uploads,
         most_bytes=args.max_body << 10,
+        is_quiet=args.quiet,
+        is_debug=args.debug,
     )
-    if not run(settings, lambda: open_bark(args), (lambda line: None) if args.quiet else tell):
-        os._exit(0)
+    run(settings, lambda: open_bark(args), tell)

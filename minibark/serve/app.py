@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..files import reason
 from ..speech.shared import SharedPipeline
+from .door import Admission, Door
 from .errors import RequestError, json_response, unavailable
 from .speech import House, Speech, read_body
 from .studies import Studies
@@ -27,72 +25,26 @@ from .studies import Studies
 ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 """Names that clients expect; every name is the one model."""
 
+_OF_OPENAI_S_CLIENT = [
+    f"x-stainless-{name}"
+    for name in (
+        *("arch", "async", "custom-poll-interval", "helper-method", "lang", "os"),
+        *("package-version", "poll-helper", "retry-count", "runtime", "runtime-version", "timeout"),
+    )
+]
 _MOST_UPLOAD_BYTES = 1 << 20
 _PAGE = {
     "": ("index.html", "text/html; charset=utf-8"),
     "page.css": ("page.css", "text/css; charset=utf-8"),
     "page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
-_HEADERS = {
-    b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; "
-    b"connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-    b"frame-ancestors 'none'",
-    b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"no-referrer",
-    b"cross-origin-resource-policy": b"same-origin",
-}
-
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-class Door:
-    """In front of every path: the key, headers that browsers heed, and no way in while closing."""
-
-    def __init__(self, app: ASGIApp, house: House, key: str | None, is_shared: bool) -> None:
-        """`is_shared` lets pages of other places have the answers."""
-        self._app, self._house, self._key = app, house, key
-        left_out = {b"cross-origin-resource-policy"} if is_shared else set()
-        self._headers = [pair for pair in _HEADERS.items() if pair[0] not in left_out]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                own = message.get("headers", [])
-                names = {name for name, _ in own}
-                message["headers"] = [*own, *(one for one in self._headers if one[0] not in names)]
-            await send(message)
-
-        try:
-            self._check(Request(scope))
-        except RequestError as error:
-            await error.response()(scope, receive, with_headers)
-            return
-        await self._app(scope, receive, with_headers)
-
-    def _check(self, request: Request) -> None:
-        path = request.url.path
-        if not path.startswith("/v1/") and path not in ("/stats", "/study"):
-            return
-        if self._key is not None:
-            given = request.headers.get("authorization", "")
-            expected = f"Bearer {self._key}"
-            if not hmac.compare_digest(given.encode(), expected.encode()):
-                message = "the key is missing or wrong; send it as Authorization: Bearer KEY"
-                raise RequestError(401, message, code="invalid_api_key")
-        if self._house.desk.is_closing and request.method == "POST":
-            raise unavailable("the server is going down")
 
 
 def build(
     house: House,
     *,
-    key: str | None = None,
-    origins: Sequence[str] = (),
+    admission: Admission | None = None,
     uploads: bool = False,
     lifespan: Any = None,
 ) -> Starlette:
@@ -100,24 +52,24 @@ def build(
 
     Args:
         house: what requests share.
-        key: which `/v1/`, `/stats` and making a study page ask for; None is none.
-        origins: of pages of other places that may use it.
+        admission: who is let in; None is everybody.
         uploads: whether voices can be sent.
         lifespan: what to do around the running server, as Starlette has it.
     """
     started = int(time.time())
+    admission = admission or Admission()
     front: list[Middleware] = []
-    if origins:
+    if admission.origins:
         front.append(
             Middleware(
                 CORSMiddleware,
-                allow_origins=list(origins),
+                allow_origins=list(admission.origins),
                 allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["authorization", "content-type"],
-                expose_headers=["x-seed", "x-sample-rate"],
+                allow_headers=["authorization", "content-type", *_OF_OPENAI_S_CLIENT],
+                expose_headers=["x-seed", "x-sample-rate", "x-warning", "retry-after"],
             )
         )
-    front.append(Middleware(Door, house=house, key=key, is_shared=bool(origins)))
+    front.append(Middleware(Door, admission=admission, is_closing=lambda: house.desk.is_closing))
 
     def entry(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": "minibark"}
@@ -135,6 +87,8 @@ def build(
         return json_response(entry(request.path_params["name"]))
 
     async def voices(request: Request) -> Response:
+        if request.method == "POST":
+            return await add_voice(request)
         listed = house.ready()[1].listed()
         return json_response({"object": "list", "voices": listed, "data": listed})
 
@@ -145,7 +99,7 @@ def build(
         if kind != "application/octet-stream":
             message = "send the .npz as the body, with Content-Type: application/octet-stream"
             raise RequestError(400, message, code="bad_type")
-        content = await read_body(request, _MOST_UPLOAD_BYTES)
+        content = await read_body(request, house.desk, _MOST_UPLOAD_BYTES)
         name = request.query_params.get("name", "")
         length_s = await asyncio.to_thread(house.ready()[1].add, name, content)
         return json_response({"id": name, "object": "voice", "seconds": round(length_s, 2)})
@@ -173,15 +127,14 @@ def build(
             queue |= {"rows": pipeline.n_live, "rows_waiting": pipeline.n_waiting}
         return json_response({"model": house.model, "queue": queue, **house.stats.document()})
 
-    return Starlette(
+    app = Starlette(
         routes=[
             *(Route(f"/{path}", _asset(*file)) for path, file in _PAGE.items()),
             Route("/v1/audio/speech", Speech(house), methods=["POST"]),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/v1/audio/models", models),
-            Route("/v1/audio/voices", voices, methods=["GET"]),
-            Route("/v1/audio/voices", add_voice, methods=["POST"]),
+            Route("/v1/audio/voices", voices, methods=["GET", "POST"]),
             Route("/v1/audio/voices/{name}", remove_voice, methods=["DELETE"]),
             Route("/study", studies.make, methods=["POST"]),
             Route("/study/{place}", studies.show),
@@ -196,6 +149,8 @@ def build(
         },
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def _asset(name: str, media_type: str) -> Handler:
@@ -214,14 +169,19 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _of_starlette(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    messages = {404: "there is nothing at this path", 405: "this path has no such method"}
-    message = messages.get(error.status_code, "the request cannot be read")
-    return RequestError(error.status_code, message, code="not_found").response()
+    known = {
+        404: ("there is nothing at this path", "not_found"),
+        405: ("this path has no such method", "method_not_allowed"),
+    }
+    message, code = known.get(error.status_code, ("the request cannot be read", "bad_request"))
+    response = RequestError(error.status_code, message, code=code).response()
+    response.headers.update(error.headers or {})
+    return response
 
 
 def _failed(house: House) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def failed(request: Request, error: Exception) -> Response:
-        house.tell(f"{type(error).__name__}: {reason(error)}")
+        house.failed(error)
         message = "something went wrong here; the server's log says what"
         return RequestError(500, message).response()
 

@@ -10,13 +10,16 @@ from starlette.responses import Response
 
 _KINDS = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
+_LATER_S = 60  # to come again after a 429 that cannot tell better
+
 
 class RequestError(ValueError):
     """A request that gets no sound.
 
     Attributes:
-        status: 400 what cannot be read, 401 the key, 404 no such place or voice, 405 no such
-            method, 413 too large, 422 a value, 429 too many wait, 500 our fault, 503 not now.
+        status: 400 what cannot be read, 401 the key, 403 the name or the page it comes by, 404 no
+            such place or voice, 405 no such method, 413 too large, 422 a value, 429 too many wait,
+            500 our fault, 503 not now.
         param: the field that is wrong, if one is.
         code: a word for programs.
         retry_after_s: when to come again, seconds.
@@ -33,7 +36,7 @@ class RequestError(ValueError):
     ) -> None:
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = _LATER_S if status == 429 and retry_after_s is None else retry_after_s
 
     def document(self) -> dict[str, Any]:
         """OpenAI's error object, without the status."""

@@ -56,9 +56,9 @@ def parse(body: bytes) -> SpeechRequest:
     for name in document:
         if name not in known:
             hint = hint_of(name, known)
-            message = f"unknown key {shown(name, 60)!r}; {hint}"
+            message = f"unknown key '{shown(name, 60)}'; {hint}"
             raise RequestError(422, message, param=shown(name, 60), code="unknown_parameter")
-    given = {name: value for name, value in document.items() if name in ours or value is not None}
+    given = {name: value for name, value in document.items() if value is not None}
     _refuse(given)
     return SpeechRequest(
         text=_text(given.get("input"), "input", 1 << 30),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
+import os
 import socket
 import threading
 import warnings
@@ -16,14 +18,17 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ..bark import Bark
+from ..files import reason, shown
 from ..speech.shared import SharedPipeline
 from .app import build
+from .door import LOOPBACK_NAMES, Admission
 from .speech import House
 from .stats import Stats
 from .voices import ServedVoices
 from .work import Desk
 
 _IDLE_S = 20  # after which a connection without a request is closed
+_FLUSH_S = 10  # at the end, for what listeners have not taken yet of sound that is made
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,12 @@ class Settings:
         most_running: requests that are spoken together.
         most_waiting: requests that wait; beyond them 429.
         key: which requests must bring; None is none.
+        names: by which it may be called beside its own, such as a proxy's.
         origins: pages of other places that may use it.
         uploads: whether voices can be sent.
         most_bytes: of a request's body.
+        is_quiet: whether nothing is said of requests that were served.
+        is_debug: whether failures are told with where they came from.
     """
 
     model: str
@@ -50,22 +58,24 @@ class Settings:
     most_running: int = 8
     most_waiting: int = 32
     key: str | None = None
+    names: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     uploads: bool = False
     most_bytes: int = 1 << 18
+    is_quiet: bool = False
+    is_debug: bool = False
 
 
-def run(settings: Settings, open_bark: Callable[[], Bark], tell: Callable[[str], None]) -> bool:
+def run(settings: Settings, open_bark: Callable[[], Bark], tell: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM, then let what runs end; a second signal ends it at once.
+
+    A thread may then be inside the model still, or load it: the interpreter had better not be taken
+    down around it.
 
     Args:
         settings: how.
         open_bark: opens the model; it is called in a thread once the port is taken.
         tell: says a line to whoever runs the server.
-
-    Returns:
-        Whether all work has ended. Else a thread is inside the model still, or loads it, and the
-        interpreter had better not be taken down around it.
 
     Raises:
         OSError: the port cannot be had.
@@ -81,12 +91,13 @@ def run(settings: Settings, open_bark: Callable[[], Bark], tell: Callable[[str],
         Stats(),
         tell,
         settings.most_bytes,
+        log=(lambda line: None) if settings.is_quiet else tell,
+        is_debug=settings.is_debug,
     )
     loading = _Loading(settings, open_bark, house, place)
     app = build(
         house,
-        key=settings.key,
-        origins=settings.origins,
+        admission=Admission(settings.key, _names(settings, listener), settings.origins),
         uploads=settings.uploads,
         lifespan=loading.lifespan,
     )
@@ -98,6 +109,7 @@ def run(settings: Settings, open_bark: Callable[[], Bark], tell: Callable[[str],
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=_IDLE_S,
+        timeout_graceful_shutdown=_FLUSH_S,
         lifespan="on",
         ws="none",
         http="h11",
@@ -111,7 +123,6 @@ def run(settings: Settings, open_bark: Callable[[], Bark], tell: Callable[[str],
         house.stages.pipeline.close(finish=False)  # nothing runs but after a second signal
     if loading.error is not None:
         raise loading.error
-    return loading.has_ended and not house.desk.n_running
 
 
 class _Server(uvicorn.Server):
@@ -156,7 +167,6 @@ class _Loading:
     ) -> None:
         self._settings, self._open, self._house, self._place = settings, open_bark, house, place
         self.error: BaseException | None = None
-        self.has_ended = False
         self.on_error: Callable[[], None] = lambda: None
 
     @contextlib.asynccontextmanager
@@ -173,12 +183,11 @@ class _Loading:
                     bark.generate("Hello.", seed=0, max_duration_s=0.5)
                 bark.pipeline = SharedPipeline(bark.pipeline, self._settings.most_running)
             except BaseException as error:
-                self.error, self.has_ended = error, True
+                self.error = error
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(self.on_error)
                 return
             self._house.stages, self._house.voices = bark, voices
-            self.has_ended = True
             self._house.tell(f"{self._settings.model} listens on http://{self._place}/")
 
         threading.Thread(target=load, name="minibark-loading", daemon=True).start()
@@ -187,12 +196,42 @@ class _Loading:
 
 def _bound(host: str, port: int) -> socket.socket:
     """A socket that listens."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
     try:
-        return socket.create_server((host, port), family=family, backlog=256)
-    except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise OSError(f"cannot listen on {host}:{port}: {why}; choose another --port") from error
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        raise OSError(
+            f"cannot listen on '{shown(host, 100)}': it is no address and no name of this machine; "
+            "--host 127.0.0.1 is this machine alone"
+        ) from None
+    found.sort(key=lambda one: one[0] != socket.AF_INET)  # as most clients try them
+    family, _, _, _, address = found[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(256)
+    except OSError as error:
+        listener.close()
+        is_address = error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+        tip = "--host must be an address of this machine" if is_address else "choose another --port"
+        place = f"[{host}]:{port}" if ":" in host else f"{shown(host, 100)}:{port}"
+        why = os.strerror(error.errno) if error.errno else reason(error)
+        raise OSError(f"cannot listen on {place}: {why}; {tip}") from None
+    return listener
+
+
+def _names(settings: Settings, listener: socket.socket) -> frozenset[str] | None:
+    """By which hosts may call it; None: any, since who listens to the network has many."""
+    if not settings.names and not _is_loopback(listener):
+        return None
+    own = settings.host.strip("[]").lower()
+    own = f"[{own}]" if ":" in own else own
+    return frozenset((*LOOPBACK_NAMES, own, *(name.lower() for name in settings.names)))
 
 
 def _address(listener: socket.socket) -> str:

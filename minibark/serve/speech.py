@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import dataclasses
 import json
-import secrets
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,15 +17,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..files import reason, shown
 from ..options import knobs
-from ..sampling import OnStep
-from ..speech.reading import Reading
 from ..speech.shared import ClosedError
 from ..speech.split import MissingExtraError
 from ..stages import Stages
 from ..voice import VoiceError
 from .errors import RequestError, unavailable
 from .requests import SpeechRequest, bad_value, parse
-from .sound import FORMATS, Encoder, whole
+from .saying import Saying
+from .sound import FORMATS
 from .stats import Served, Stats
 from .voices import ServedVoices
 from .work import Desk, GoneError, Job, Part
@@ -34,6 +32,8 @@ from .work import Desk, GoneError, Job, Part
 T = TypeVar("T")
 _BODY_S = 30.0  # for a body to come
 _STALLED_S = 300.0  # after which a listener who takes nothing is taken for gone
+_STALLED_AT_END_S = 10.0  # the same while the server goes down
+_MOST_WARNING = 400  # characters of the header
 
 
 @dataclass
@@ -48,6 +48,8 @@ class House:
         stats: what has become of requests.
         tell: says a line to whoever runs the server.
         most_bytes: of a body.
+        log: takes a line for each request that was served.
+        is_debug: whether failures are told with where they came from.
     """
 
     model: str
@@ -55,6 +57,8 @@ class House:
     stats: Stats
     tell: Callable[[str], None]
     most_bytes: int
+    log: Callable[[str], None]
+    is_debug: bool = False
     stages: Stages | None = None
     voices: ServedVoices | None = None
 
@@ -64,17 +68,26 @@ class House:
             raise RequestError(503, "the model is being loaded", code="loading", retry_after_s=2)
         return self.stages, self.voices
 
+    def failed(self, error: Exception) -> None:
+        """Tell of what is our fault."""
+        tip = "" if self.is_debug else " (--debug shows where)"
+        self.tell(f"{type(error).__name__}: {reason(error)}{tip}")
+        if self.is_debug:
+            for line in "".join(traceback.format_exception(error)).splitlines():
+                self.tell(f"| {line}")
 
-async def read_body(request: Request, most_bytes: int) -> bytes:
+
+async def read_body(request: Request, desk: Desk, most_bytes: int) -> bytes:
     """The body, of whatever length it says it is.
 
     Raises:
-        RequestError: 413 it is larger, found while it comes; 400 it did not come in time.
+        RequestError: 413 it is larger, found while it comes; 400 it did not come in time; 503 the
+            server goes down meanwhile.
     """
     said = request.headers.get("content-length", "0")
     body = bytearray()
     try:
-        async with asyncio.timeout(_BODY_S):
+        async with desk.patience(_BODY_S, 0):
             if said.isascii() and said.isdigit() and len(said) < 20 and int(said) > most_bytes:
                 raise _too_large(most_bytes)
             async for chunk in request.stream():
@@ -82,18 +95,20 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
                 if len(body) > most_bytes:
                     raise _too_large(most_bytes)
     except TimeoutError:
+        if desk.is_closing:
+            raise unavailable("the server is going down") from None
         message = f"the body did not come within {_BODY_S:.0f} s"
         raise RequestError(400, message, code="slow_body") from None
     return bytes(body)
 
 
-async def read_request(request: Request, most_bytes: int) -> SpeechRequest:
+async def read_request(request: Request, house: House) -> SpeechRequest:
     """The speech request in a body of JSON; errors are those of `read_body` and `parse`."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # which a page of another site cannot send unasked
         message = "Content-Type must be application/json"
-        raise RequestError(400, f"{message}, got {shown(kind, 60)!r}", code="bad_type")
-    return parse(await read_body(request, most_bytes))
+        raise RequestError(400, f"{message}, got '{shown(kind, 60)}'", code="bad_type")
+    return parse(await read_body(request, house.desk, house.most_bytes))
 
 
 def _too_large(most_bytes: int) -> RequestError:
@@ -109,14 +124,14 @@ class Speech:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; when its listener goes, so does the work."""
-        answer = _Answer(send)
+        answer = _Answer(send, self._house.desk)
         work: asyncio.Future[None] | None = None
         gone: asyncio.Future[None] | None = None
         try:
             arrived = time.perf_counter()
             house = self._house
             house.ready()
-            asked = await read_request(Request(scope, receive), house.most_bytes)
+            asked = await read_request(Request(scope, receive), house)
             work = asyncio.ensure_future(self._speak(asked, answer, arrived))
             gone = asyncio.ensure_future(_disconnected(receive))
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -140,9 +155,11 @@ class Speech:
         if asked.speakers:
             found = ((who, voices.find(name, "speaker")) for who, name in asked.speakers.items())
             names = dict(found)
+        # Before the wait, in which a voice may be deleted.
+        loaded = {who: await asyncio.to_thread(voices.load, name) for who, name in names.items()}
         async with house.desk.place() as waited_s:
             start = time.perf_counter()
-            job = Job(Saying(stages, voices, asked, names).parts)
+            job = Job(Saying(stages, asked, loaded).parts)
             job.start(house.desk.threads)
             try:
                 first_s, n_samples = await _send(job, asked, answer, stages.sample_rate, arrived)
@@ -152,7 +169,7 @@ class Speech:
             work_s, audio_s = time.perf_counter() - start, n_samples / stages.sample_rate
         house.stats.served(Served(first_s, waited_s, audio_s, work_s))
         who = ", ".join(shown(name, 40) for name in names.values() if name) or "no voice"
-        house.tell(
+        house.log(
             f"{len(asked.text)} characters, {who}: {audio_s:.1f} s of {asked.audio_format} in "
             f"{work_s:.1f} s, the first after {first_s:.1f} s"
         )
@@ -164,7 +181,7 @@ class Speech:
         refusal = _refusal(error)
         self._house.stats.count(refusal.status)
         if refusal.status == 500:
-            self._house.tell(f"{type(error).__name__}: {reason(error)}")
+            self._house.failed(error)
         if not answer.has_begun:
             await refusal.response()(scope, receive, answer.send)
         elif answer.is_sse:
@@ -211,7 +228,9 @@ async def _send(
 ) -> tuple[float, int]:
     """Send the sound of a job: when the first of it went out, in seconds, and its samples."""
     first_s, n_samples, usage = 0.0, 0, Counter(input_tokens=0, output_tokens=0)
+    warnings: list[str] = []
     while (part := await job.next()) is not None:
+        warnings += part.warnings
         n_samples += part.n_samples
         usage.update(input_tokens=part.n_text_tokens, output_tokens=part.n_tokens)
         if part.content:
@@ -220,8 +239,10 @@ async def _send(
                 await answer.begin(asked, part, sample_rate)
             await answer.sound(part)
     if answer.is_sse:
-        done = {**usage, "total_tokens": usage.total()}
-        await answer.event({"type": "speech.audio.done", "usage": done})
+        done: dict[str, Any] = {"usage": {**usage, "total_tokens": usage.total()}}
+        if warnings:
+            done["warnings"] = warnings
+        await answer.event({"type": "speech.audio.done", **done})
     await answer.end()
     return first_s, n_samples
 
@@ -229,14 +250,14 @@ async def _send(
 class _Answer:
     """The answer as it goes out: sound, or events that have it."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, desk: Desk) -> None:
+        self._send, self._desk = send, desk
         self.has_begun = self.has_ended = self.is_sse = False
 
     async def send(self, message: Message) -> None:
         """Send; GoneError: there is nobody any more, or nobody who takes it."""
         try:
-            async with asyncio.timeout(_STALLED_S):
+            async with self._desk.patience(_STALLED_S, _STALLED_AT_END_S):
                 await self._send(message)
         except OSError as error:  # TimeoutError is one
             raise GoneError from error
@@ -251,6 +272,9 @@ class _Answer:
             "x-sample-rate": str(sample_rate),
             "x-seed": str(first.seed),
         }
+        if first.warnings:
+            words = shown(ascii("; ".join(first.warnings))[1:-1], _MOST_WARNING)
+            headers["x-warning"] = words
         if first.is_all and not asked.is_sse:
             headers["content-length"] = str(len(first.content))
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -279,58 +303,3 @@ class _Answer:
 
 def _body(content: bytes, more: bool) -> Message:
     return {"type": "http.response.body", "body": content, "more_body": more}
-
-
-class Saying:
-    """What a job's thread does: read the request's text, say it, put it into a format."""
-
-    def __init__(
-        self,
-        stages: Stages,
-        voices: ServedVoices,
-        asked: SpeechRequest,
-        names: Mapping[str, str | None],
-    ) -> None:
-        """`names` has each speaker's voice; a text's speaker is ""."""
-        self._stages, self._voices, self._asked, self._names = stages, voices, asked, names
-
-    def parts(self, on_step: OnStep) -> Iterator[Part]:
-        """Each piece's sound, as soon as it is made.
-
-        Raises:
-            ValueError: a text that cannot be said, or options that do not fit the model.
-            RequestError: 500, the model made no sound.
-        """
-        on_step("", 0, 0)
-        rate, audio_format = self._stages.sample_rate, self._asked.audio_format
-        reading = self._reading()
-        encoder: Encoder | None = None
-        for index, spoken in enumerate(reading.pieces(on_step, 1)):
-            audio = reading.with_silences(index, spoken)
-            facts = (len(audio), spoken.piece.n_tokens, len(spoken.voice.semantic), spoken.seed)
-            if len(reading.turns) == 1 and len(audio):
-                yield Part(whole(audio, rate, audio_format), *facts, is_all=True)
-                return
-            if len(audio):
-                encoder = encoder or Encoder(rate, audio_format)
-                yield Part(encoder.write(audio), *facts)
-        if encoder is None:
-            message = "the model ended the text at its first step: no sound. Try another seed"
-            raise RequestError(500, message, code="no_sound")
-        yield Part(encoder.close())
-
-    def _reading(self) -> Reading:
-        """The pieces, as `minibark say -o -` has them."""
-        asked, options, plan = self._asked, self._asked.options, self._asked.plan
-        has_seed = options.seed is not None
-        if not has_seed:
-            options = dataclasses.replace(options, seed=secrets.randbelow(2**31))
-        voices = {who: self._voices.load(name) for who, name in self._names.items()}
-        if asked.speakers:
-            return Reading(self._stages, options, plan).dialog(asked.text, voices)
-        reading = Reading(self._stages, options, plan).text(asked.text, voices[""])
-        if not reading.is_one:
-            return reading.begin_short()
-        if has_seed:  # what the seed gives is what is wanted, as `minibark say` makes it
-            plan = dataclasses.replace(plan, retries=0)
-        return Reading(self._stages, options, plan).text(asked.text, voices[""])

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..bark import Bark
+from ..checkpoint.voices import VoiceLike
 from ..sampling import OnStep
 from ..speech.reading import Reading
 from ..study import page, trace
@@ -36,15 +37,18 @@ class Studies:
             RequestError: as a speech request; 422 a dialog, no seed, a text of several pieces.
         """
         self._house.ready()
-        asked = await read_request(request, self._house.most_bytes)
+        asked = await read_request(request, self._house)
         if asked.speakers:
             raise bad_value("speaker", "a study page shows one speaker; leave speaker out")
         if asked.options.seed is None:
             raise bad_value("seed", "give the seed of what is to be shown; x-seed tells it")
-        voices = self._house.ready()[1]
+        bark, voices = self._house.ready()
         name = voices.default if asked.voice is None else voices.find(asked.voice)
+        voice: VoiceLike = name  # the page names the model's own; an uploaded one may be deleted
+        if name not in bark.voices:
+            voice = await asyncio.to_thread(voices.load, name)
         async with self._house.desk.place():
-            job = Job(_Showing(self._house, asked, name).parts)
+            job = Job(_Showing(self._house, asked, voice).parts)
             job.start(self._house.desk.threads)
             try:
                 part = await listened(asyncio.ensure_future(job.next()), request.receive)
@@ -73,15 +77,14 @@ class Studies:
 class _Showing:
     """What a job's thread does."""
 
-    def __init__(self, house: House, asked: SpeechRequest, name: str | None) -> None:
-        self._house, self._asked, self._name = house, asked, name
+    def __init__(self, house: House, asked: SpeechRequest, voice: VoiceLike) -> None:
+        self._house, self._asked, self._voice = house, asked, voice
 
     def parts(self, on_step: OnStep) -> Iterator[Part]:
         """The page, at once; errors are those of `Reading` and `trace`."""
         on_step("", 0, 0)
-        (bark, voices), asked = self._house.ready(), self._asked
+        (bark, _), asked, voice = self._house.ready(), self._asked, self._voice
         assert isinstance(bark, Bark)
-        voice = self._name if self._name in bark.voices else voices.load(self._name)
         n = len(Reading(bark, asked.options, asked.plan).text(asked.text, voice).turns)
         if n > 1:
             raise bad_value("input", f"a study page shows one piece; this text has {n}")

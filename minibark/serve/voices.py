@@ -72,7 +72,7 @@ class ServedVoices:
         )
         near = difflib.get_close_matches(name[:200], names, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(map(shown, near))}?" if near else "see the list of voices"
-        message = f"no voice {shown(name, 60)!r}; {hint}"
+        message = f"no voice '{shown(name, 60)}'; {hint}"
         raise RequestError(404, message, param=param, code="voice_not_found")
 
     def load(self, name: str | None) -> Voice | None:
@@ -112,7 +112,7 @@ class ServedVoices:
         """
         if not _NAME.fullmatch(name):
             message = "name must be 1 to 64 letters, digits, dots, dashes or underscores"
-            raise RequestError(422, f"{message}, got {shown(name, 60)!r}", param="name")
+            raise RequestError(422, f"{message}, got '{shown(name, 60)}'", param="name")
         if name in self._stages.voices or name in OPENAI:
             raise RequestError(422, f"there is a voice {name!r} already", param="name")
         if len(self._uploads) >= MOST_UPLOADS and name not in self._uploads:
@@ -135,4 +135,4 @@ class ServedVoices:
     def remove(self, name: str) -> None:
         """Forget an uploaded voice; RequestError: 404, there is none of that name."""
         if self._uploads.pop(name, None) is None:
-            raise RequestError(404, f"no uploaded voice {shown(name, 60)!r}", code="not_found")
+            raise RequestError(404, f"no uploaded voice '{shown(name, 60)}'", code="not_found")

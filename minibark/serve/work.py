@@ -31,6 +31,7 @@ class Part:
         n_tokens: semantic tokens of it.
         seed: which made it.
         is_all: whether it is a file, and nothing comes after it.
+        warnings: what its listener had better know, a sentence each.
     """
 
     content: bytes
@@ -39,6 +40,7 @@ class Part:
     n_tokens: int = 0
     seed: int = 0
     is_all: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 class Job:
@@ -113,6 +115,7 @@ class Desk:
         self._idle = asyncio.Event()
         self._idle.set()
         self._typical_s = 5.0  # that a request takes
+        self._patience: dict[asyncio.Timeout, float] = {}
 
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[float]:
@@ -148,9 +151,22 @@ class Desk:
             if not self.n_running:
                 self._idle.set()
 
+    @contextlib.asynccontextmanager
+    async def patience(self, usual_s: float, closing_s: float) -> AsyncIterator[None]:
+        """Wait so long for a client, or so long once the server goes down; TimeoutError: longer."""
+        async with asyncio.timeout(closing_s if self.is_closing else usual_s) as timer:
+            self._patience[timer] = closing_s
+            try:
+                yield
+            finally:
+                del self._patience[timer]
+
     async def close(self) -> None:
-        """Refuse what is new and what waits; return when what runs has ended."""
+        """Refuse what is new, waits or still comes; return when what runs has ended."""
         self._closing.set()
+        now = asyncio.get_running_loop().time()
+        for timer, closing_s in self._patience.items():
+            timer.reschedule(min(timer.when() or now, now + closing_s))
         await self._idle.wait()
 
     @property

@@ -96,7 +96,7 @@ function draw() {
 
 function buttons() {
   el("stop").disabled = !running && !player.isPlaying;
-  el("pause").disabled = !player.samples;
+  el("pause").disabled = !player.samples || !(running || player.context.currentTime < player.until);
   el("speak").disabled = Boolean(running);
 }
 
@@ -108,17 +108,29 @@ function complain(words, then = "No sound came of it.") {
   if (words) say(then);
 }
 
-function clearError() { el("error").textContent = ""; }
+function clearError() { el("error").textContent = el("warning").textContent = ""; }
 
 function headers() {
-  const key = el("key").value;
+  const key = el("key").value.trim();
+  if (!/^[ -~]*$/.test(key)) throw new Error("the key has characters that no key can have; it is plain letters, digits and signs");
   return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
 }
 
 async function refusal(response) {
   if (response.status === 401) el("key-row").hidden = false;
   const body = await response.json().catch(() => null);
-  return new Error(body?.error?.message || `the server answered with ${response.status}`);
+  const error = new Error(body?.error?.message || `the server answered with ${response.status}`);
+  return Object.assign(error, { status: response.status });
+}
+
+/** The answer, if it is a good one; a network that fails is told apart from all else. */
+async function ask(path, options = {}) {
+  const wanted = { ...options, headers: headers() };
+  const response = await fetch(path, wanted).catch((error) => {
+    throw error instanceof TypeError ? new Error("the server cannot be reached") : error;
+  });
+  if (!response.ok) throw await refusal(response);
+  return response;
 }
 
 function asked() {
@@ -129,13 +141,15 @@ function asked() {
 }
 
 async function speak() {
-  stop();
+  stop(); // what is running
   clearError();
-  await player.wake();
-  unpause();
   const body = asked();
   const mine = new AbortController();
-  running = mine;
+  running = mine; // before anything is waited for, so that the next one finds it
+  buttons();
+  await player.wake();
+  if (mine.signal.aborted) return;
+  unpause();
   const begin = performance.now();
   const since = () => (performance.now() - begin) / 1000;
   for (const id of ["first", "length", "rtf", "used-seed"]) el(id).textContent = "–";
@@ -143,12 +157,14 @@ async function speak() {
   buttons();
   player.clear(24000);
   draw();
-  let seed = "", isOne = false;
+  let seed = "", isOne = false, isBroken = false;
   try {
-    const response = await fetch("v1/audio/speech", {
-      method: "POST", headers: headers(), body: JSON.stringify(body), signal: mine.signal,
+    const response = await ask("v1/audio/speech", {
+      method: "POST", body: JSON.stringify(body), signal: mine.signal,
     });
-    if (!response.ok) throw await refusal(response);
+    mine.signal.throwIfAborted();
+    const warning = response.headers.get("x-warning");
+    if (warning) el("warning").textContent = `Note: ${warning}.`;
     isOne = response.headers.has("content-length"); // the sound of one piece comes whole
     seed = response.headers.get("x-seed") || "";
     player.clear(Number(response.headers.get("x-sample-rate")) || 24000);
@@ -157,6 +173,7 @@ async function speak() {
     let left = new Uint8Array(0); // half a sample
     for (;;) {
       const { done, value } = await reader.read();
+      mine.signal.throwIfAborted();
       if (done) break;
       const bytes = new Uint8Array(left.length + value.length);
       bytes.set(left);
@@ -175,13 +192,14 @@ async function speak() {
     }
     say(`All is said: ${player.seconds.toFixed(1)} seconds of sound.`);
   } catch (error) {
-    if (mine.signal.aborted) say("Stopped.");
-    else if (error instanceof TypeError) complain(player.samples ? "The sound broke off before its end" : "The server cannot be reached");
-    else complain(error.message);
+    if (mine.signal.aborted) return;
+    isBroken = true;
+    if (player.samples) complain("The sound broke off before its end", `${player.seconds.toFixed(1)} seconds of sound came, which are not kept.`);
+    else complain(error instanceof TypeError ? "The sound broke off before it began" : error.message);
   } finally {
     if (running === mine) running = null;
   }
-  if (player.samples && !mine.signal.aborted) keep({ ...body, seed: Number(seed) }, isOne);
+  if (player.samples && !isBroken) keep({ ...body, seed: Number(seed) }, isOne);
   el("wave").setAttribute("aria-label", player.samples ? `Wave of ${player.seconds.toFixed(1)} seconds of sound` : "No sound");
   buttons();
 }
@@ -259,8 +277,7 @@ function study(body, brief) {
     button.disabled = true;
     say("The study page is being made.");
     try {
-      const response = await fetch("study", { method: "POST", headers: headers(), body: JSON.stringify(body) });
-      if (!response.ok) throw await refusal(response);
+      const response = await ask("study", { method: "POST", body: JSON.stringify(body) });
       const link = document.createElement("a");
       link.className = "download";
       link.href = (await response.json()).url;
@@ -273,7 +290,7 @@ function study(body, brief) {
       say("The study page is ready.");
     } catch (error) {
       button.disabled = false;
-      complain(error instanceof TypeError ? "The server cannot be reached" : error.message, "No study page came of it.");
+      complain(error.message, "No study page came of it.");
     }
   });
   return button;
@@ -292,8 +309,7 @@ async function replay(parts, rate) {
 }
 
 async function listVoices() {
-  const response = await fetch("v1/audio/voices", { headers: headers() });
-  if (!response.ok) throw await refusal(response);
+  const response = await ask("v1/audio/voices");
   const groups = new Map();
   for (const { id, language } of (await response.json()).voices) {
     const name = language || "Voices";
@@ -317,7 +333,10 @@ async function start() {
     el("model").textContent = health ? "The model is being loaded." : "The server cannot be reached.";
     await new Promise((done) => setTimeout(done, 1000));
   }
-  await listVoices().catch((error) => complain(error.message));
+  await listVoices().catch((error) => {
+    if (error.status === 401) say("This server has a key: give it first, above the buttons.");
+    else complain(error.message, "The voices cannot be listed.");
+  });
 }
 
 el("form").addEventListener("submit", (event) => {
@@ -331,8 +350,23 @@ el("voice").addEventListener("change", () => {
   const code = /(?:^|\/)([a-z]{2})_speaker/.exec(el("voice").value);
   el("text").lang = code ? code[1] : "";
 });
-el("key").addEventListener("change", () => listVoices().then(clearError, (error) => complain(error.message)));
-el("stop").addEventListener("click", stop);
+el("form").addEventListener("invalid", (event) => { // before the browser looks where to point at
+  if (event.target !== el("form").querySelector("input:invalid, textarea:invalid")) return;
+  const details = event.target.closest("details");
+  if (details) details.open = true;
+  complain(`${event.target.labels[0].textContent}: ${event.target.validationMessage}`);
+}, true);
+el("key").addEventListener("change", () => listVoices().then(() => {
+  clearError();
+  say("The key is right.");
+}, (error) => complain(error.message, "The voices cannot be listed.")));
+el("stop").addEventListener("click", () => {
+  stop();
+  unpause();
+  if (player.context) player.context.resume();
+  say("Stopped.");
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 el("pause").addEventListener("click", pause);
 setInterval(buttons, 500);
 start();
