@@ -350,8 +350,8 @@ def test_the_language_and_the_length_decide_the_pieces(words, pieces, capsys):
     [
         (["--history", "reset:0"], "history must be fixed, chained or reset:N with N from 1"),
         (["--retries", "none"], r"retries must be a whole number in [0, 100], got None"),
-        (["--silence", "61"], "silence_s must be a number in [0, 60], got 61.0"),
-        (["--piece-length", "1"], "goal must be a whole number in [20, 1000], got 1"),
+        (["--silence", "61"], "--silence must be a number in [0, 60], got 61.0"),
+        (["--piece-length", "1"], "--piece-length must be a whole number in [20, 1000], got 1"),
         (["--language", "German"], "language must be a code of two or three letters"),
         (["--speaker", "Ann"], "expected NAME=VOICE, got 'Ann'"),
         (["--speaker", "Ann=low", "--voice", "high"], "leave --voice and --one-piece out"),
