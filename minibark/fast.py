@@ -19,6 +19,7 @@ from .config import BarkConfig
 from .cpu import float32, reduce
 from .cpu.abilities import give_memory_back
 from .cpu.cache import new_cache
+from .cpu.passes import RowByRow
 from .decoding import CachedDecoder, Decoder
 from .files import reason
 from .model import GPT, FineGPT
@@ -146,6 +147,8 @@ def decoder(model: GPT, n_merged: int, choice: Choice) -> Decoder:
 
 def passes(model: FineGPT, choice: Choice) -> Passes:
     """What passes of a built fine model run on."""
+    if choice.device.type == "cpu":
+        return RowByRow(model)
     if choice.device.type != "cuda":
         return model
     from .gpu.decoder import GraphFine

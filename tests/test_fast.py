@@ -46,9 +46,9 @@ CAUSAL = {
 }
 CAUSAL["bfloat16"] = CAUSAL["float16"]
 FINE = {
-    "float32": "products 2 Linear + 6 OneDNNLinear; attention 2 full_attention; passes FineGPT",
-    "float16": "products 8 Linear16; attention 2 full_by_head; passes FineGPT",
-    "int8": "products 8 Int8ManyRows; attention 2 full_by_head; passes FineGPT",
+    "float32": "products 2 Linear + 6 OneDNNLinear; attention 2 full_attention; passes RowByRow",
+    "float16": "products 8 Linear16; attention 2 full_by_head; passes RowByRow",
+    "int8": "products 8 Int8ManyRows; attention 2 full_by_head; passes RowByRow",
 }
 FINE |= {"bfloat16": FINE["float16"], "int4": FINE["int8"]}
 
