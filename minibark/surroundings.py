@@ -1,8 +1,9 @@
-"""How torch is set while a stage runs, whatever the caller has set around it."""
+"""What is set for a while around a call: torch while a stage runs, variables of the process."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 
@@ -27,3 +28,15 @@ def running(device: torch.device) -> Iterator[None]:
             settings.enter_context(sdpa_kernel(kinds))
             settings.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
         yield
+
+
+@contextlib.contextmanager
+def variables(settings: dict[str, str]) -> Iterator[None]:
+    """Variables of the process for the block, where nobody else has set them."""
+    ours = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
 
 from .._version import __version__
 from ..files import is_out_of_memory, reason, shown
 from ..options import knobs
 from ..speech.split import MissingExtraError
+from ..surroundings import variables
 from . import batch, cache, convert, detect, ends, info, inspect, say, serve, voices
 from .shared import Parser, checkpoint_parser, general_parser, naming_stdout, tell
 
@@ -62,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(words: list[str]) -> int:
     args = _parser().parse_args(_spelled_out(words))
-    with warnings.catch_warnings(), _hub_settings(args.quiet):
+    with warnings.catch_warnings(), variables(_hub_settings(args.quiet)):
         warnings.showwarning = lambda message, *_: tell(f"warning: {message}")
         warnings.simplefilter("always", UserWarning)
         try:
@@ -123,19 +122,10 @@ def _spelled_out(words: list[str]) -> list[str]:
     return spelled
 
 
-@contextlib.contextmanager
-def _hub_settings(quiet: bool) -> Iterator[None]:
-    """The hub's client says nothing of its own while a command runs."""
-    settings = {"HF_HUB_VERBOSITY": "error"}
-    if quiet:
-        settings["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    ours = {name: value for name, value in settings.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
+def _hub_settings(quiet: bool) -> dict[str, str]:
+    """Variables with which the hub's client says nothing of its own while a command runs."""
+    bars = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"} if quiet else {}
+    return {"HF_HUB_VERBOSITY": "error", **bars}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..files import reason
+from ..surroundings import variables
 from .bulk import counted
 from .split import MissingExtraError
 
@@ -69,7 +70,7 @@ def connected(address: str, workers: int | None = None, cores: int | None = None
         _find(address)
     settings = _QUIET if address == LOCAL else {**_QUIET, **_IMPATIENT}
     with (
-        _environment(settings),
+        variables(settings),
         open(os.devnull, "w", encoding="utf-8") as null,
         contextlib.redirect_stdout(null),  # to which Ray writes what befalls its processes
     ):
@@ -177,18 +178,6 @@ def _find(address: str) -> None:
             f"nothing answers at {address} ({reason(error)}); start a cluster there with 'ray "
             "start --head', or take --ray local for this machine alone"
         ) from error
-
-
-@contextlib.contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """Variables for the block, where nobody else has set them."""
-    ours = {name: value for name, value in settings.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
 
 
 @contextlib.contextmanager
