@@ -253,6 +253,11 @@ def knobs(kind: type[Knobs] = Options) -> Iterator[tuple[str, Knob]]:
         yield each.name, each.metadata["knob"]
 
 
+def flag_of(name: str, knob: Knob) -> str:
+    """The command line's name of a field."""
+    return knob.flag or "--" + name.replace("_", "-")
+
+
 def _checked(name: str, knob: Knob, value: Any) -> Any:
     """The value as a plain Python number, if it is one that the knob can have."""
     if isinstance(value, torch.Generator) and name == "seed":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from ..bark import Bark
 from ..checkpoint.hub import BUILT_IN, RANDOM
 from ..files import shown
-from ..options import Knob, Knobs, Options, knobs
+from ..options import Knobs, Options, flag_of, knobs
 from ..precision import BACKENDS, PRECISIONS
 from .ends import complain, hush
 
@@ -24,20 +24,17 @@ K = TypeVar("K", bound=Knobs)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors tell what to do with a text that begins with a dash.
-
-    Attributes:
-        words: what it was given.
-    """
+    """A parser whose errors tell what to do with a text that begins with a dash."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As the base class; the words are kept."""
-        self.words = list(sys.argv[1:] if args is None else args)
+        """As the base class; the words are kept for `error`."""
+        self._words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """End with status 2 and the message."""
-        words = self.words[: self.words.index("--")] if "--" in self.words else self.words
+        words = self._words
+        words = words[: words.index("--")] if "--" in words else words
         stray = message.partition("unrecognized arguments: ")[2].split()
         if stray and not any(word.startswith("-") for word in stray):
             message += "; put a text of several words in quotes"
@@ -180,7 +177,7 @@ def add_options(
     """Add an option for every field of `Options`, or of other knobs; the group that has them."""
     group = parser.add_argument_group(title)
     for name, knob in knobs(kind):
-        flag = _flag(name, knob)
+        flag = flag_of(name, knob)
         default = getattr(kind, name)
         if knob.kind is bool:
             action = argparse.BooleanOptionalAction
@@ -210,11 +207,7 @@ def options_of(args: argparse.Namespace, kind: type[K]) -> K:
         return kind(**{name: getattr(args, name) for name, _ in knobs(kind)})
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
-        raise ValueError(f"{_flag(name, dict(knobs(kind))[name])} {rest}") from error
-
-
-def _flag(name: str, knob: Knob) -> str:
-    return knob.flag or "--" + name.replace("_", "-")
+        raise ValueError(f"{flag_of(name, dict(knobs(kind))[name])} {rest}") from error
 
 
 def _number_or_none(kind: type) -> Any:

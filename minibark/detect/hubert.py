@@ -75,13 +75,13 @@ class HubertConfig:
 class Hubert(nn.Module):
     """The convolutions and the first layers of a HuBERT."""
 
-    def __init__(self, config: HubertConfig, n_layers: int = N_LAYERS) -> None:
+    def __init__(self, config: HubertConfig) -> None:
         """Build it with random weights."""
         super().__init__()
         self.config = config
         self.feature_extractor = _Convolutions(config)
         self.feature_projection = _Projection(config)
-        self.encoder = _Encoder(config, n_layers)
+        self.encoder = _Encoder(config)
 
     def forward(self, audio: Tensor) -> Tensor:
         """What the last layer that was built gives, (B, T, hidden_size).
@@ -92,7 +92,7 @@ class Hubert(nn.Module):
         Raises:
             ValueError: if it is shorter, or of another shape.
 
-        Source: transformers, modeling_hubert.py, `HubertModel`: hidden_states[n_layers].
+        Source: transformers, modeling_hubert.py, `HubertModel`: hidden_states[N_LAYERS].
         """
         if audio.ndim != 2 or audio.shape[1] < self.config.least_samples:
             raise ValueError(
@@ -149,11 +149,11 @@ class _Projection(nn.Module):
 class _Encoder(nn.Module):
     """(B, T, C) -> (B, T, C): positions, then the layers."""
 
-    def __init__(self, config: HubertConfig, n_layers: int) -> None:
+    def __init__(self, config: HubertConfig) -> None:
         super().__init__()
         self.pos_conv_embed = _Positions(config)
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.layers = nn.ModuleList(_Layer(config) for _ in range(n_layers))
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(N_LAYERS))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer_norm(x + self.pos_conv_embed(x))

@@ -91,10 +91,9 @@ def _read(source: Source) -> Hubert:
         config = _config(document)
     path, flat = read_hf(source)
     with naming(path):
-        state = _state(flat, config)
         with torch.device("meta"), NoDraws():
             hubert = Hubert(config)
-        hubert.load_state_dict(state, assign=True)
+        hubert.load_state_dict(_state(flat, hubert.state_dict()), assign=True)
     return hubert.requires_grad_(False).eval()
 
 
@@ -111,8 +110,8 @@ def _config(document: Any) -> HubertConfig:
     return from_fields(HubertConfig, document, "HuBERT", partial=True)
 
 
-def _state(flat: State, config: HubertConfig) -> State:
-    """The tensors of the layers that are built, under their own names, in float32."""
+def _state(flat: State, expected: State) -> State:
+    """The tensors that are expected, under their own names, in float32."""
     found = {name.removeprefix("hubert."): tensor for name, tensor in flat.items()}
     for ends in _PAIRS:
         g, v = (found.pop(end, None) for end in ends)
@@ -122,8 +121,6 @@ def _state(flat: State, config: HubertConfig) -> State:
             raise CheckpointError(f"weight norm of {_CONV}weight needs g (1, 1, K) and v (*, *, K)")
         length = torch.linalg.vector_norm(v.float(), dim=(0, 1), keepdim=True)
         found[_CONV + "weight"] = v.float() * (g.float() / length)
-    with torch.device("meta"), NoDraws():
-        expected = Hubert(config).state_dict()
     if missing := expected.keys() - found:
         raise CheckpointError(f"the HuBERT lacks {some(missing)}")
     for name, empty in expected.items():

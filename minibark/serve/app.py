@@ -18,8 +18,8 @@ from starlette.routing import Route
 
 from ..speech.shared import SharedPipeline
 from .door import Admission, Door
-from .errors import RequestError, json_response, unavailable
-from .speech import House, Speech, read_body
+from .errors import RequestError, going_down, json_response
+from .speech import House, Speech, media_type, read_body
 from .studies import Studies
 
 ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
@@ -95,8 +95,7 @@ def build(
     async def add_voice(request: Request) -> Response:
         if not uploads:
             raise RequestError(404, "this server takes no voices; start it with --uploads")
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/octet-stream":
+        if media_type(request) != "application/octet-stream":
             message = "send the .npz as the body, with Content-Type: application/octet-stream"
             raise RequestError(400, message, code="bad_type")
         content = await read_body(request, house.desk, _MOST_UPLOAD_BYTES)
@@ -111,7 +110,7 @@ def build(
     async def health(request: Request) -> Response:
         house.ready()
         if house.desk.is_closing:
-            raise unavailable("the server is going down")
+            raise going_down()
         return json_response({"status": "ok", "model": house.model})
 
     async def stats(request: Request) -> Response:

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..files import shown
-from .errors import RequestError, unavailable
+from .errors import RequestError, going_down
 
 _HOST = re.compile(r"\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+")
 _ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://(?:{_HOST.pattern})(?::[0-9]+)?")
@@ -92,7 +92,7 @@ class Door:
             # The path is the scope's: a URL is put together with what the Host header says.
             self._admission.check(scope["method"], scope["path"], Headers(scope=scope))
             if scope["method"] == "POST" and self._is_closing():
-                raise unavailable("the server is going down")
+                raise going_down()
         except RequestError as error:
             await error.response()(scope, receive, with_headers)
             return

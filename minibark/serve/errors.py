@@ -63,6 +63,6 @@ def json_response(
     return Response(json.dumps(document), status, headers, "application/json")
 
 
-def unavailable(message: str, retry_after_s: int = 5) -> RequestError:
-    """503: loading, or going down."""
-    return RequestError(503, message, code="unavailable", retry_after_s=retry_after_s)
+def going_down() -> RequestError:
+    """503: the server is being ended."""
+    return RequestError(503, "the server is going down", code="unavailable", retry_after_s=5)

@@ -70,8 +70,10 @@ class Saying:
         self._read(reading.text(asked.text, voices[""]))
         if not reading.is_one:
             return reading.begin_short()
-        if has_seed:  # what the seed gives is what is wanted, as `minibark say` makes it
-            plan = dataclasses.replace(plan, retries=0)
+        if not has_seed:
+            return reading
+        # What the seed gives is what is wanted, as `minibark say` makes it.
+        plan = dataclasses.replace(plan, retries=0)
         return Reading(self._stages, options, plan).text(asked.text, voices[""])
 
     def _read(self, reading: Reading) -> Reading:

@@ -21,7 +21,7 @@ from ..speech.shared import ClosedError
 from ..speech.split import MissingExtraError
 from ..stages import Stages
 from ..voice import VoiceError
-from .errors import RequestError, unavailable
+from .errors import RequestError, going_down
 from .requests import SpeechRequest, bad_value, parse
 from .saying import Saying
 from .sound import FORMATS
@@ -96,15 +96,20 @@ async def read_body(request: Request, desk: Desk, most_bytes: int) -> bytes:
                     raise _too_large(most_bytes)
     except TimeoutError:
         if desk.is_closing:
-            raise unavailable("the server is going down") from None
+            raise going_down() from None
         message = f"the body did not come within {_BODY_S:.0f} s"
         raise RequestError(400, message, code="slow_body") from None
     return bytes(body)
 
 
+def media_type(request: Request) -> str:
+    """What the body is said to be, without parameters, in small letters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def read_request(request: Request, house: House) -> SpeechRequest:
     """The speech request in a body of JSON; errors are those of `read_body` and `parse`."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = media_type(request)
     if kind != "application/json":  # which a page of another site cannot send unasked
         message = "Content-Type must be application/json"
         raise RequestError(400, f"{message}, got '{shown(kind, 60)}'", code="bad_type")
@@ -151,7 +156,7 @@ class Speech:
     async def _speak(self, asked: SpeechRequest, answer: _Answer, arrived: float) -> None:
         house = self._house
         stages, voices = house.ready()
-        names = {"": voices.default if asked.voice is None else voices.find(asked.voice)}
+        names = {"": voices.find(asked.voice)}
         if asked.speakers:
             found = ((who, voices.find(name, "speaker")) for who, name in asked.speakers.items())
             names = dict(found)
@@ -159,13 +164,8 @@ class Speech:
         loaded = {who: await asyncio.to_thread(voices.load, name) for who, name in names.items()}
         async with house.desk.place() as waited_s:
             start = time.perf_counter()
-            job = Job(Saying(stages, asked, loaded).parts)
-            job.start(house.desk.threads)
-            try:
+            async with house.desk.work(Saying(stages, asked, loaded).parts) as job:
                 first_s, n_samples = await _send(job, asked, answer, stages.sample_rate, arrived)
-            finally:
-                job.stop()
-                await job.ended.wait()
             work_s, audio_s = time.perf_counter() - start, n_samples / stages.sample_rate
         house.stats.served(Served(first_s, waited_s, audio_s, work_s))
         who = ", ".join(shown(name, 40) for name in names.values() if name) or "no voice"
@@ -178,7 +178,7 @@ class Speech:
         self, error: Exception, answer: _Answer, scope: Scope, receive: Receive
     ) -> None:
         """Answer with what went wrong or, where sound has gone out, end without an end."""
-        refusal = _refusal(error)
+        refusal = refusal_of(error)
         self._house.stats.count(refusal.status)
         if refusal.status == 500:
             self._house.failed(error)
@@ -189,12 +189,12 @@ class Speech:
             await answer.end()
 
 
-def _refusal(error: Exception) -> RequestError:
+def refusal_of(error: Exception) -> RequestError:
     """What a client is told of an error."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, ClosedError):
-        return unavailable("the server is going down")
+        return going_down()
     if isinstance(error, MissingExtraError):
         return RequestError(500, shown(error, 500), code="missing_extra")
     if isinstance(error, FileNotFoundError | VoiceError):

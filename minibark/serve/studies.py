@@ -14,11 +14,12 @@ from ..bark import Bark
 from ..checkpoint.voices import VoiceLike
 from ..sampling import OnStep
 from ..speech.reading import Reading
+from ..stages import Stages
 from ..study import page, trace
 from .errors import RequestError, json_response
 from .requests import SpeechRequest, bad_value
 from .speech import House, listened, read_request
-from .work import GoneError, Job, Part
+from .work import GoneError, Part
 
 _MOST_PAGES = 8
 
@@ -36,27 +37,22 @@ class Studies:
         Raises:
             RequestError: as a speech request; 422 a dialog, no seed, a text of several pieces.
         """
-        self._house.ready()
+        bark, voices = self._house.ready()
         asked = await read_request(request, self._house)
         if asked.speakers:
             raise bad_value("speaker", "a study page shows one speaker; leave speaker out")
         if asked.options.seed is None:
             raise bad_value("seed", "give the seed of what is to be shown; x-seed tells it")
-        bark, voices = self._house.ready()
-        name = voices.default if asked.voice is None else voices.find(asked.voice)
+        name = voices.find(asked.voice)
         voice: VoiceLike = name  # the page names the model's own; an uploaded one may be deleted
         if name not in bark.voices:
             voice = await asyncio.to_thread(voices.load, name)
-        async with self._house.desk.place():
-            job = Job(_Showing(self._house, asked, voice).parts)
-            job.start(self._house.desk.threads)
-            try:
+        desk, showing = self._house.desk, _Showing(bark, asked, voice)
+        try:
+            async with desk.place(), desk.work(showing.parts) as job:
                 part = await listened(asyncio.ensure_future(job.next()), request.receive)
-            except GoneError:
-                return Response(status_code=499)  # which nobody reads
-            finally:
-                job.stop()
-                await job.ended.wait()
+        except GoneError:
+            return Response(status_code=499)  # which nobody reads
         assert part is not None
         place = secrets.token_urlsafe(16)
         self._pages[place] = part.content
@@ -77,13 +73,13 @@ class Studies:
 class _Showing:
     """What a job's thread does."""
 
-    def __init__(self, house: House, asked: SpeechRequest, voice: VoiceLike) -> None:
-        self._house, self._asked, self._voice = house, asked, voice
+    def __init__(self, bark: Stages, asked: SpeechRequest, voice: VoiceLike) -> None:
+        self._bark, self._asked, self._voice = bark, asked, voice
 
     def parts(self, on_step: OnStep) -> Iterator[Part]:
         """The page, at once; errors are those of `Reading` and `trace`."""
         on_step("", 0, 0)
-        (bark, _), asked, voice = self._house.ready(), self._asked, self._voice
+        bark, asked, voice = self._bark, self._asked, self._voice
         assert isinstance(bark, Bark)
         n = len(Reading(bark, asked.options, asked.plan).text(asked.text, voice).turns)
         if n > 1:

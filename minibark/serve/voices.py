@@ -57,12 +57,16 @@ class ServedVoices:
                 self.aliases[name] = there[0] if there else cyclic
         self.default = None if default is None else self.find(default)
 
-    def find(self, name: str, param: str = "voice") -> str | None:
+    def find(self, name: str | None, param: str = "voice") -> str | None:
         """The voice's own name for a name that a request gives; None is no voice.
+
+        Of None it is the default's.
 
         Raises:
             RequestError: 404, there is none.
         """
+        if name is None:
+            return self.default
         if name in self._uploads or name in self._stages.voices:
             return name
         if name in self.aliases:

@@ -11,7 +11,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..sampling import OnStep
-from .errors import RequestError, unavailable
+from .errors import RequestError, going_down
 
 _MOST_AHEAD = 16  # pieces that wait for a slow listener
 
@@ -161,6 +161,17 @@ class Desk:
             finally:
                 del self._patience[timer]
 
+    @contextlib.asynccontextmanager
+    async def work(self, make: Callable[[OnStep], Iterator[Part]]) -> AsyncIterator[Job]:
+        """A job in one of the threads, for the block: it has ended when that has."""
+        job = Job(make)
+        job.start(self.threads)
+        try:
+            yield job
+        finally:
+            job.stop()
+            await job.ended.wait()
+
     async def close(self) -> None:
         """Refuse what is new, waits or still comes; return when what runs has ended."""
         self._closing.set()
@@ -181,8 +192,7 @@ class Desk:
         closing = asyncio.ensure_future(self._closing.wait())
         try:
             await asyncio.wait((turn, closing), return_when=asyncio.FIRST_COMPLETED)
-            if self._closing.is_set():
-                raise unavailable("the server is going down")
+            self._refuse_while_closing()
         except BaseException:
             if not turn.cancel() and not turn.cancelled():
                 self._free.release()
@@ -193,4 +203,4 @@ class Desk:
 
     def _refuse_while_closing(self) -> None:
         if self._closing.is_set():
-            raise unavailable("the server is going down")
+            raise going_down()

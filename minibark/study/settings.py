@@ -13,7 +13,7 @@ import torch
 
 from .._version import __version__
 from ..bark import Bark
-from ..options import Options, knobs
+from ..options import Options, flag_of, knobs
 from ..speech.clips import voice_checksum
 from ..voice import Voice
 
@@ -106,7 +106,7 @@ def words_of_options(options: Mapping[str, Any]) -> Iterator[str]:
         value = options.get(name, default)
         if value == default or name == "seed":
             continue
-        flag = knob.flag or "--" + name.replace("_", "-")
+        flag = flag_of(name, knob)
         if knob.kind is bool:
             yield flag if value else flag.replace("--", "--no-", 1)
         else:

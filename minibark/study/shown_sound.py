@@ -35,19 +35,17 @@ def part_depths(trace: Trace) -> str:
     whole = _small(full, rate_hz)
     top = float(whole.max())
     for depth, audio in trace.depths.items():
-        is_full = audio is full
-        apart = difference(audio, full, rate_hz)
         name = "1 codebook" if depth == 1 else f"{depth} codebooks"
-        mel = _small(audio, rate_hz)
+        mel = whole if audio is full else _small(audio, rate_hz)
         pictures = image(ink(mel[::-1], BLUE, top - RANGE_DB, top), f"spectrogram, {name}")
         shown = np.abs(np.maximum(mel, top - RANGE_DB) - np.maximum(whole, top - RANGE_DB))
         red = ink(shown[::-1], _RED, 0, _MOST_APART_DB)
         pictures += f'<img src="{red}" alt="difference of {name}">'
-        told = (
-            "the sound itself"
-            if is_full
-            else f"error {apart.error_db:.1f} dB; spectra {apart.spectral_db:.1f} dB apart"
-        )
+        told, figures = "the sound itself", ("-", "-")
+        if audio is not full:
+            apart = difference(audio, full, rate_hz)
+            figures = (f"{apart.error_db:.1f}", f"{apart.spectral_db:.1f}")
+            told = f"error {figures[0]} dB; spectra {figures[1]} dB apart"
         source = sound(audio, rate_hz, ".opus")
         cards.append(
             f'<figure class="depth"><figcaption><b>{name}</b> {text(told)}</figcaption>'
@@ -55,13 +53,7 @@ def part_depths(trace: Trace) -> str:
             f'aria-label="The sound of {name}"></audio>'
             f'<div class="pictures">{pictures}</div></figure>'
         )
-        rows.append(
-            (
-                depth,
-                "-" if is_full else f"{apart.error_db:.1f}",
-                "-" if is_full else f"{apart.spectral_db:.1f}",
-            )
-        )
+        rows.append((depth, *figures))
     numbers = table(
         "depths",
         ("codebooks", "error, dB", "spectra apart, dB"),
