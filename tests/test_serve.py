@@ -410,6 +410,9 @@ def test_a_study_page_is_of_the_very_sound(server, bark):
         ({**LONG, "seed": 1}, "input"),
         ({**ONE, "speaker": {"A": "male"}}, "speaker"),
         ({**ONE, "temperature": -1}, "temperature"),
+        ({**ONE, "input": "Hi [pause:-1s] there."}, "input"),
+        ({**ONE, "input": "\u2026 \u2014 !"}, "input"),
+        ({**ONE, "max_coarse_history": 100_000}, "max_coarse_history"),
     ):
         status, _, content = server.ask("POST", "/study", wrong)
         assert (status, json.loads(content)["error"]["param"]) == (422, param)

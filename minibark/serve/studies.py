@@ -18,7 +18,7 @@ from ..stages import Stages
 from ..study import page, trace
 from .errors import RequestError, json_response
 from .requests import SpeechRequest, bad_value
-from .speech import House, listened, read_request
+from .speech import House, listened, read_request, refusal_of
 from .work import GoneError, Part
 
 _MOST_PAGES = 8
@@ -53,6 +53,11 @@ class Studies:
                 part = await listened(asyncio.ensure_future(job.next()), request.receive)
         except GoneError:
             return Response(status_code=499)  # which nobody reads
+        except Exception as error:  # told as the speech endpoint tells it
+            refusal = refusal_of(error)
+            if refusal.status == 500:
+                self._house.failed(error)
+            raise refusal from error
         assert part is not None
         place = secrets.token_urlsafe(16)
         self._pages[place] = part.content
