@@ -32,14 +32,15 @@ MAX_TEXT_BYTES = 1 << 24  # of JSON and vocabularies; the largest, a tokenizer.j
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, sweeps: bool = True) -> Iterator[Path]:
     """A temporary place that becomes `path`, on the disk, once the block has succeeded.
 
     The block makes a file there, or a directory; a directory replaces nothing but an empty one.
     After an error or Ctrl-C the temporary place is gone and whatever was at `path` is untouched.
-    What a killed process left, the next one that writes to the same place takes away. Links are
-    followed. Devices and pipes are written in place, and so is, with a warning, a file that may be
-    written where its folder may not, or that is mounted by itself. An OSError names `path`.
+    What a killed process left, the next one that writes to the same place takes away, unless
+    `sweeps` is False, since its folder is read for that. Links are followed. Devices and pipes are
+    written in place, and so is, with a warning, a file that may be written where its folder may
+    not, or that is mounted by itself. An OSError names `path`.
     """
     target = Path(os.path.realpath(os.path.expanduser(path)))
     if target.exists() and not (target.is_file() or target.is_dir()):
@@ -49,7 +50,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {target.parent} does not exist; create it first")
     folder = Path(tempfile.gettempdir()) if only_in_place(target) else target.parent
-    sweep(folder, target.name)
+    if sweeps:
+        sweep(folder, target.name)
     # A folder of its own, so that what a library puts beside its file is in there too.
     scratch = folder / temporary_name(target.name)
     part = scratch / target.name

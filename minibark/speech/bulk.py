@@ -164,13 +164,16 @@ class Job:
         """
         begin = time.perf_counter()
         for made in self._maker.make(self._tasks, on_step):
-            if isinstance(made, BadLine):
-                self.bad.append(made)
-                self._folder.add_error(made)
-            else:
+            if isinstance(made, Clip):
                 self._folder.add(made.record, made.sound)
-            self._count(made, time.perf_counter() - begin)
-            yield made if isinstance(made, BadLine) else made.record
+            yield self._note(made, begin)
+
+    def _note(self, made: Clip | BadLine, begin: float) -> dict[str, Any] | BadLine:
+        if isinstance(made, BadLine):
+            self.bad.append(made)
+            self._folder.add_error(made)
+        self._count(made, time.perf_counter() - begin)
+        return made if isinstance(made, BadLine) else made.record
 
     def _count(self, made: Clip | BadLine, wall_s: float) -> None:
         so_far = dataclasses.replace(self.summary, n_bad=len(self.bad), wall_s=wall_s)

@@ -206,13 +206,6 @@ class ClusterJob(Job):
                 del left[name]
                 yield Clip(record, b"", record["seconds"])
 
-    def _note(self, made: Clip | BadLine, begin: float) -> dict[str, Any] | BadLine:
-        if isinstance(made, BadLine):
-            self.bad.append(made)
-            self._folder.add_error(made)
-        self._count(made, time.perf_counter() - begin)
-        return made if isinstance(made, BadLine) else made.record
-
 
 def _chunks(tasks: Sequence[Task], size: int) -> list[list[Task]]:
     """What is handed out at once: texts with the same options and of like length."""

@@ -250,8 +250,7 @@ class ContinuousBatch:
                 decoder = self._decoder("coarse", model, 0)
                 self._windows[key] = CoarseWindows(decoder, self._device, sampling)
             with torch.inference_mode():
-                for _ in self._windows[key].take(rows):
-                    pass
+                self._windows[key].take(rows)
             if self._pipeline.offload:
                 self._windows.clear()
         for ticket, row in zip(tickets, rows, strict=True):

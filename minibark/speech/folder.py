@@ -148,14 +148,15 @@ class ClipFolder:
         text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
         place, file = self.path / f"{record['id']}.json", record["file"]
         try:
-            with replacing(self.path / file) as part:
+            # The folder was swept as a whole when it was opened, and may have many clips by now.
+            with replacing(self.path / file, sweeps=False) as part:
                 part.write_bytes(sound)
                 sync(part)  # now, and not only before it gets its name
                 # From here on the clip is not done: the old record is not of the new sound.
                 place.unlink(missing_ok=True)
             for other in _sounds(record["id"]) - {file}:
                 (self.path / other).unlink(missing_ok=True)
-            with replacing(place) as part:
+            with replacing(place, sweeps=False) as part:
                 # A lone surrogate becomes what JSON writes for it.
                 part.write_bytes(text.encode("utf-8", "backslashreplace"))
         except OSError as error:
@@ -194,24 +195,25 @@ class ClipFolder:
 
     def _keep_others_out(self) -> None:
         """Lock the folder; a system lets go of the lock of a process that has been killed."""
-        if _is_locked_by_another(self._mark):
+        if not lock(self._mark, "EX"):
             raise FolderError(
                 f"another batch is at work in {self.path}; wait for it, or choose another folder"
             )
 
 
-def _is_locked_by_another(file: BinaryIO) -> bool:
+def lock(file: BinaryIO, kind: str) -> bool:
+    """Lock a file, EX or SH, or unlock it, UN: whether that could be done at once, if at all."""
     try:
         import fcntl
     except ImportError:  # Windows
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
         return True
-    except OSError:  # a file system without locks
+    try:
+        fcntl.flock(file, getattr(fcntl, f"LOCK_{kind}") | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _sounds(name: str) -> set[str]:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from .folder import FolderError
+from .folder import FolderError, lock
 
 _POLL_S = 0.05
 
@@ -34,10 +34,10 @@ class Roll:
     def wait(self, longest_s: float) -> None:
         """Until every worker that signed is gone, or for so many seconds."""
         deadline = time.monotonic() + longest_s
-        while not (is_alone := _lock(self._file, "EX")) and time.monotonic() < deadline:
+        while not (is_alone := lock(self._file, "EX")) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         if is_alone:
-            _lock(self._file, "UN")
+            lock(self._file, "UN")
 
     def close(self) -> None:
         """Take it away."""
@@ -59,20 +59,5 @@ class Roll:
                 f"{folder} is here not the folder that the job writes to; all machines must see "
                 "the same one under this path, as on a shared disk"
             ) from error
-        _lock(file, "SH")
+        lock(file, "SH")
         return file
-
-
-def _lock(file: BinaryIO, kind: str) -> bool:
-    """Lock a file, EX or SH, or unlock it, UN: whether that could be done at once, if at all."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(file, getattr(fcntl, f"LOCK_{kind}") | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True

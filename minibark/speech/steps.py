@@ -8,7 +8,7 @@ there alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -187,8 +187,8 @@ class CoarseWindows:
         self._rows: list[CoarseRow] = []  # those that are decoded
         self._newest = torch.zeros(0, dtype=torch.int64, device=device)
 
-    def take(self, rows: Sequence[CoarseRow]) -> Iterator[None]:
-        """Make a window more of rows; each `next` takes a step, or as many as the decoder can.
+    def take(self, rows: Sequence[CoarseRow]) -> None:
+        """Make a window more of rows.
 
         Their windows have one length and begin with one codebook, and none is at its end.
 
@@ -199,7 +199,6 @@ class CoarseWindows:
         n_steps = min(config.sliding_window_len, max(row.n_left for row in rows))
         ids = [_ids_at(step, config) for step in range(first, first + n_steps)]
         self._begin(rows, ids[0])
-        yield
         done = 1
         while done < n_steps:
             going = [place for place, row in enumerate(self._rows) if row.n_left]
@@ -208,7 +207,6 @@ class CoarseWindows:
             now = ids[done : done + self._decoder.steps_at_once]
             self._step(now)
             done += len(now)
-            yield
 
     def _begin(self, rows: Sequence[CoarseRow], ids: slice) -> None:
         """Take the first step: over the cache where a prompt only grew, else with a prompt."""
