@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,9 @@ from torch import Tensor, nn
 
 import minibark
 from minibark.coarse import generate_coarse
-from minibark.precision import PRECISIONS
+from minibark.cpu.byte_sums import ByteCache
+from minibark.decoding import CachedDecoder, MakeDecoder
+from minibark.precision import FLOATS, PRECISIONS
 from minibark.sampling import Sampling
 from minibark.semantic import generate_semantic, semantic_prompt
 from minibark.voice import Voice
@@ -68,6 +71,13 @@ class Forced:
         return torch.stack(self.logits)
 
 
+def decoder_of(bark: minibark.Bark) -> MakeDecoder:
+    """What decodes in a precision, with the cache that models of the released widths have."""
+    if bark.device.type != "cpu" or bark.precision in FLOATS:
+        return CachedDecoder
+    return partial(CachedDecoder, new_cache=ByteCache)
+
+
 def semantic_logits(bark: minibark.Bark, text: str, voice: Voice | None, said: Voice) -> Tensor:
     """(S + 1, V): after each token of what was said, and before the first."""
     g = bark.config.generation
@@ -75,7 +85,9 @@ def semantic_logits(bark: minibark.Bark, text: str, voice: Voice | None, said: V
     prompt = semantic_prompt(ids, voice.semantic if voice else None, g)
     model = bark.model("semantic")
     forced = Forced(model.lm_head, [*said.semantic.tolist(), g.semantic_pad_token])
-    generate_semantic(model, [prompt], g, Sampling(0), [None], min_eos_p=None)
+    generate_semantic(
+        model, [prompt], g, Sampling(0), [None], min_eos_p=None, decoder=decoder_of(bark)
+    )
     return forced.stop()
 
 
@@ -83,7 +95,8 @@ def coarse_logits(bark: minibark.Bark, text: str, voice: Voice | None, said: Voi
     """(2 T, codebook_size)."""
     model = bark.model("coarse")
     forced = Forced(model.lm_head, said.coarse.T.flatten().tolist())
-    generate_coarse(model, [said.semantic], [voice], bark.config.generation, Sampling(0), [None])
+    g, decoder = bark.config.generation, decoder_of(bark)
+    generate_coarse(model, [said.semantic], [voice], g, Sampling(0), [None], decoder=decoder)
     return forced.stop()
 
 

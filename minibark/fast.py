@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +140,7 @@ def build(stage: str, config: BarkConfig, state: State, choice: Choice) -> nn.Mo
 def decoder(model: GPT, n_merged: int, choice: Choice) -> Decoder:
     """What steps of a built model run on; `n_merged` as in `GPT.forward`."""
     if not choice.records:
-        return CachedDecoder(model, n_merged, new_cache)
+        return CachedDecoder(model, n_merged, partial(new_cache, precision=choice.precision))
     from .gpu.decoder import GraphDecoder
 
     return GraphDecoder(model, n_merged, backend=choice.backend)
@@ -170,7 +171,7 @@ def describe(model: nn.Module, choice: Choice) -> str:
     parts = [f"products {_counts(products)}", f"attention {_counts(attention)}"]
     if isinstance(model, GPT):
         made = decoder(model, 0, choice)
-        cache = new_cache(model, 1) if isinstance(made, CachedDecoder) else None
+        cache = made.new_cache(model, 1) if isinstance(made, CachedDecoder) else None
         parts += [
             f"table {type(model.transformer.wte).__name__}",
             f"head {type(model.lm_head).__name__}",

@@ -13,7 +13,8 @@ from random_bark import GENERATION, assert_same_tokens, random_gpt, random_voice
 from minibark import Bark, Options, Voice, VoiceError, fast
 from minibark.coarse import generate_coarse
 from minibark.config import GPTConfig
-from minibark.cpu.cache import RowSumCache, new_cache
+from minibark.cpu.cache import new_cache
+from minibark.cpu.row_sums import RowSumCache
 from minibark.decoding import CachedDecoder, Decoder, UncachedDecoder
 from minibark.fine import generate_fine
 from minibark.gpu.decoder import GraphDecoder

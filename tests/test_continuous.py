@@ -16,7 +16,8 @@ from torch import Tensor
 
 from minibark import Bark, Options, Voice, fast
 from minibark.config import GPTConfig
-from minibark.cpu import cache as rowsum
+from minibark.cpu import row_sums
+from minibark.cpu.cache import new_cache
 from minibark.decoding import CachedDecoder, Decoder, UncachedDecoder
 from minibark.gpu.decoder import GraphDecoder
 from minibark.model import GPT, KVCache
@@ -31,7 +32,7 @@ N_TEXT = 150  # ids of texts, from 0; the last is kept for `bad_text`
 DECODERS = {
     "uncached": UncachedDecoder,
     "plain": lambda model, n: CachedDecoder(model, n, KVCache),
-    "row sums": lambda model, n: CachedDecoder(model, n, rowsum.RowSumCache),
+    "row sums": lambda model, n: CachedDecoder(model, n, row_sums.RowSumCache),
     "recorded": GraphDecoder,
 }
 
@@ -52,7 +53,7 @@ def bark() -> Bark:
 @pytest.fixture
 def decoding_by(bark, monkeypatch):
     """Makes the Bark decode in one of the ways."""
-    monkeypatch.setattr(rowsum, "CHUNK", 8)
+    monkeypatch.setattr(row_sums, "CHUNK", 8)
 
     def use(make) -> None:
         def new_decoder(model: GPT, n_merged: int, choice: fast.Choice) -> Decoder:
@@ -162,7 +163,7 @@ def test_a_trained_model_too():
 def test_rows_that_join_a_decoder_are_as_if_they_had_begun_with_it(n_embd):
     shape = {"block_size": 300, "n_layer": 1, "n_head": 2, "n_embd": n_embd}
     model = random_gpt(GPTConfig(input_vocab_size=90, output_vocab_size=70, **shape))
-    decoder, plain = CachedDecoder(model, 0, rowsum.new_cache), UncachedDecoder(model)
+    decoder, plain = CachedDecoder(model, 0, new_cache), UncachedDecoder(model)
     rng, ids = Random(3), slice(5, 65)
 
     def prompts(n: int) -> list[Tensor]:
@@ -185,16 +186,8 @@ def test_rows_that_join_a_decoder_are_as_if_they_had_begun_with_it(n_embd):
             n_rows = len(kept) + len(new)
             tokens = torch.randint(90, (n_rows,))
             same(lambda one, tokens=tokens: one.decode_one(tokens, ids))
-        assert isinstance(decoder.cache, rowsum.RowSumCache) == (n_embd == 512)
+        assert isinstance(decoder.cache, row_sums.RowSumCache) == (n_embd == 512)
     assert GraphDecoder(model).join(first, ids) is None
-
-
-def test_a_row_that_leaves_a_wide_cache_makes_room_and_nothing_is_copied():
-    shape = {"block_size": 300, "n_layer": 1, "n_head": 2, "n_embd": 512}
-    cache = rowsum.RowSumCache(GPT(GPTConfig(input_vocab_size=9, output_vocab_size=9, **shape)), 3)
-    places = [keys.data_ptr() for keys, _ in cache.rows]
-    cache.keep([0, 2], n_more=1)
-    assert [keys.data_ptr() for keys, _ in cache.rows] == [places[0], places[2], places[1]]
 
 
 def test_rows_of_one_stream_follow_one_another(bark):
@@ -346,7 +339,7 @@ def test_what_a_row_s_options_ask_too_much_for_is_told_at_once(bark):
 @pytest.mark.parametrize("stage", ["semantic", "coarse"])
 def test_a_row_that_a_model_fails_on_fails_alone(decoding_by, monkeypatch, stage, how):
     bark = opened()
-    monkeypatch.setattr(rowsum, "CHUNK", 8)
+    monkeypatch.setattr(row_sums, "CHUNK", 8)
     monkeypatch.setattr(bark.pipeline, "new_decoder", lambda model, n, _: DECODERS[how](model, n))
     good = [Job(seed, [seed + 1], allow_early_stop=False) for seed in range(3)]
     expected = [job.alone(bark)[0] for job in good]

@@ -40,9 +40,9 @@ CAUSAL = {
     "float16": "products 8 Linear16; attention 2 causal_by_block; "
     "table Embedding16; head ReducedHead; decoder CachedDecoder, cache RowSumCache",
     "int8": "products 8 Int8Linear; attention 2 causal_by_block; "
-    "table Int8Embedding; head ReducedHead; decoder CachedDecoder, cache RowSumCache",
+    "table Int8Embedding; head ReducedHead; decoder CachedDecoder, cache ByteCache",
     "int4": "products 4 Int4Linear + 4 Int8Linear; attention 2 causal_by_block; "
-    "table Int8Embedding; head ReducedHead; decoder CachedDecoder, cache RowSumCache",
+    "table Int8Embedding; head ReducedHead; decoder CachedDecoder, cache ByteCache",
 }
 CAUSAL["bfloat16"] = CAUSAL["float16"]
 FINE = {

@@ -12,8 +12,9 @@ from torch import Tensor
 from minibark import Bark
 from minibark.checkpoint.names import hf_state
 from minibark.config import FineGPTConfig, GPTConfig
-from minibark.cpu import cache as rowsum
-from minibark.cpu.cache import RowSumCache
+from minibark.cpu import cache as cpu_cache
+from minibark.cpu import row_sums
+from minibark.cpu.row_sums import RowSumCache
 from minibark.decoding import CachedDecoder, UncachedDecoder
 from minibark.model import GPT, FineGPT, KVCache, causal_attention, full_attention
 
@@ -48,12 +49,12 @@ def new_cache(request, monkeypatch):
     """Makes caches of either kind that hold NaN; chunks of keys are short, so that many are met."""
     if request.param == "plain":
         return nan_cache
-    monkeypatch.setattr(rowsum, "CHUNK", 8)
+    monkeypatch.setattr(row_sums, "CHUNK", 8)
 
     def make(model: GPT, batch_size: int) -> RowSumCache:
         cache = RowSumCache(model, batch_size)
-        for buffer in (part for row in cache.rows for part in row):
-            buffer.fill_(torch.nan)
+        for table in cache.tables:
+            table.fill_(torch.nan)
         return cache
 
     return make
@@ -275,15 +276,15 @@ def test_decoders_follow_the_loop_contract(decoder):
 )
 def test_wide_models_have_the_cache_that_is_summed_by_rows(monkeypatch):
     model, x = random_gpt(TINY), tokens(30)
-    narrow, wide = (CachedDecoder(model, new_cache=rowsum.new_cache) for _ in "ab")
+    narrow, wide = (CachedDecoder(model, new_cache=cpu_cache.new_cache) for _ in "ab")
     narrow.prefill([x[:20]], ALL)
-    monkeypatch.setattr(rowsum, "LEAST_EMBD", 32)
+    monkeypatch.setattr(cpu_cache, "LEAST_EMBD", 32)
     wide.prefill([x[:20]], ALL)
     assert type(narrow.cache) is KVCache and type(wide.cache) is RowSumCache
     for token in x[20:]:
         logits = [decoder.decode_one(token[None], ALL) for decoder in (narrow, wide)]
     assert_close(*logits, atol=1e-5)
-    assert not rowsum.pays(random_gpt(TINY).bfloat16())
+    assert not cpu_cache.pays(random_gpt(TINY).bfloat16())
 
 
 def test_decoding_needs_a_prefill():

@@ -50,6 +50,12 @@ def has_int4_linear() -> bool:
     )
 
 
+def has_byte_sums() -> bool:
+    """Whether this torch adds up weighted rows of bytes."""
+    names = ("embedding_bag_byte_rowwise_offsets", "embedding_bag_byte_prepack")
+    return all(hasattr(torch.ops.quantized, name) for name in names)
+
+
 def has_fast_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 itself; others are faster in float32."""
     return _processor_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")

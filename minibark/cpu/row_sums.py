@@ -1,0 +1,184 @@
+"""A key/value cache for CPUs, whose attention is two sums of weighted rows.
+
+For one new position, torch's attention and its batched products are bound by arithmetic on a CPU:
+they read a cache at 12 GB/s where the memory gives 30. `torch.embedding_bag`, which adds up rows of
+a table, each times a weight, is as fast as the memory. So both products are written as such sums:
+
+    scores[t] = sum_d q[d] K[d, t]      rows: K's dimensions d, CHUNK positions t each
+    out       = sum_t p[t] V[t]         rows: V's positions t
+
+For the first, keys are kept transposed, in chunks of positions so that few beyond a row's length
+are read. All rows of a batch lie in one table, and each sum is one call for all of them. The scores
+of a row have a column for each position:
+
+    full chunks, as many as the longest row has | the newest chunk, as far as the fullest goes
+
+A column that a row has no position for is hidden, and stands for its position 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..model import GPT, grow
+
+Array = npt.NDArray[np.int64]
+
+# Positions in a row of keys. A multiple of what torch adds up side by side, so that a row gets the
+# same numbers, bit for bit, whatever hidden columns the rows beside it give it.
+CHUNK = 64
+
+
+class Sums:
+    """Sums of rows of a table, each times a weight, with a table for each layer.
+
+    Attributes:
+        tables: (N, C) of each layer.
+        n_sums: how many.
+    """
+
+    def __init__(self, tables: Tensor, rows: Array) -> None:
+        """Of tables (n_layer, ..., C) and the rows (..., n) that each sum adds up."""
+        self.tables = tables.view(len(tables), -1, tables.shape[-1]).unbind()
+        self.n_sums = math.prod(rows.shape[:-1])
+        self.rows = torch.from_numpy(rows.reshape(-1))
+        self.begins = torch.from_numpy(np.arange(self.n_sums) * rows.shape[-1])
+
+    def __call__(self, layer: int, weights: Tensor) -> Tensor:
+        """Sums (n_sums, C) for weights, one for each of `rows`."""
+        table, weights = self.tables[layer], weights.reshape(-1)
+        out: Tensor = torch.embedding_bag(table, self.rows, self.begins, False, 0, False, weights)[
+            0
+        ]
+        return out
+
+
+class RowSumCache:
+    """A cache in float32, the same as `model.KVCache` up to the order of sums.
+
+    Attributes:
+        places: where in the tables each row lies; a row that leaves makes its place free for the
+            next, and nothing is copied.
+        lengths: how many positions each row holds.
+        tables: keys (n_layer, places, H, chunks, D, CHUNK), values (n_layer, places, H, T, D).
+    """
+
+    sums: type[Sums] = Sums
+
+    def __init__(self, model: GPT, batch_size: int) -> None:
+        config = model.config
+        self.n_layer, self.n_head, self.head_size = config.n_layer, config.n_head, config.head_size
+        self.block_size, self.chunk = config.block_size, CHUNK
+        self.n_chunks = -(-config.block_size // CHUNK)
+        self.places: list[int] = []
+        self.lengths: list[int] = []
+        self.tables = self.new_tables(0)
+        self._seen: tuple[int, ...] = ()
+        self.keep([], batch_size)
+
+    def write_prompt(self, row: int, layer: int, k: Tensor, v: Tensor) -> None:
+        """See `Cache`."""
+        n_rows, _, n_positions, _ = k.shape
+        for b, place in enumerate(self.places[row : row + n_rows]):
+            self.write(layer, place, k[b], v[b])
+        self.lengths[row : row + n_rows] = [n_positions] * n_rows
+
+    def begin_step(self) -> Tensor:
+        """See `Cache`."""
+        newest = np.array(grow(self.lengths, self.block_size))
+        self.lay_out(newest)
+        return torch.from_numpy(newest)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `Cache`."""
+        self.append(layer, k, v)
+        scores = self.scores(layer, q * self.head_size**-0.5)
+        if self.hidden is not None:
+            scores.masked_fill_(self.hidden, -torch.inf)
+        return self.values(layer, scores.softmax(-1)).view(q.shape)
+
+    def keep(self, rows: list[int], n_more: int = 0) -> None:
+        """See `Cache`."""
+        self.places = [self.places[row] for row in rows]
+        self.lengths = [self.lengths[row] for row in rows] + [0] * n_more
+        n_places = self.tables[0].shape[1]
+        if n_places < len(self.lengths):
+            # Twice as many: what is never written takes no memory, and growing copies.
+            old, self.tables = self.tables, self.new_tables(max(len(self.lengths), 2 * n_places))
+            for before, table in zip(old, self.tables, strict=True):
+                used = -(-max(self.lengths) // -(-self.block_size // table.shape[3]))
+                table[:, :n_places, :, :used] = before[:, :, :, :used]
+        self._seen = ()
+        free = set(range(self.tables[0].shape[1])) - set(self.places)
+        self.places += sorted(free)[:n_more]
+
+    def new_tables(self, n_places: int) -> list[Tensor]:
+        """Empty tables for so many rows; dimension 3 goes over positions, or pieces of them."""
+        heads = self.n_layer, n_places, self.n_head
+        keys = torch.empty(*heads, self.n_chunks, self.head_size, self.chunk, dtype=torch.float32)
+        return [keys, torch.empty(*heads, self.block_size, self.head_size, dtype=torch.float32)]
+
+    def write(self, layer: int, place: int, k: Tensor, v: Tensor) -> None:
+        """Write one row's prompt, keys and values (H, T, D)."""
+        keys, values = self.tables
+        for chunk, part in enumerate(torch.split(k, self.chunk, 1)):
+            keys[layer, place, :, chunk, :, : part.shape[1]] = part.mT
+        values[layer, place, :, : v.shape[1]] = v
+
+    def lay_out(self, newest: Array) -> None:
+        """Find what a step reads, in the order of its columns; newest (B,): the new positions."""
+        first = newest // self.chunk * self.chunk  # positions of the newest chunks
+        end, fullest = first.max(), (newest - first).max() + 1
+        self.n_columns = end + fullest
+        heads = np.array(self.places)[:, None] * self.n_head + np.arange(self.n_head)
+        columns = np.arange(self.n_columns)
+        positions = np.where(columns < end, columns, columns - end + first[:, None])
+        hidden = (positions > newest[:, None]) | ((columns < end) & (columns >= first[:, None]))
+        positions[hidden] = 0
+        self.hidden = torch.from_numpy(hidden[:, None]) if hidden.any() else None
+        rows = heads[..., None] * self.block_size + positions[:, None]
+        self.values = self.sums(self.tables[1], rows)
+        self.new_values = torch.from_numpy(heads * self.block_size + newest[:, None]).view(-1)
+        if (seen := (*self.places, *first)) != self._seen:  # a few steps in a hundred
+            self._new_keys = self.find_keys(
+                heads, positions[:, : end : self.chunk] // self.chunk, first
+            )
+            self._seen = seen
+        self.new_keys = torch.from_numpy(self._new_keys + (newest - first)[:, None, None])
+
+    def find_keys(self, heads: Array, full: Array, first: Array) -> Array:
+        """The same of keys, which is the same until a chunk is full.
+
+        Args:
+            heads: (B, H) among all.
+            full: (B, F) full chunks of each row.
+            first: (B,) first position of its newest chunk.
+
+        Returns:
+            (B, H, D) where the newest chunks begin in their table.
+        """
+        chunks = np.concatenate((full, first[:, None] // self.chunk), 1)
+        rows = self.rows_of_keys(heads, chunks, self.n_chunks)
+        self.keys = self.sums(self.tables[0], rows)
+        return rows[:, :, -1] * self.chunk
+
+    def rows_of_keys(self, heads: Array, chunks: Array, n_chunks: int) -> Array:
+        """Rows (B, H, n, D) of a table with `n_chunks` a head that hold chunks (B, n)."""
+        of_heads = heads[..., None] * n_chunks + chunks[:, None]
+        return of_heads[..., None] * self.head_size + np.arange(self.head_size)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Write the new position's k and v (B, H, 1, D)."""
+        self.keys.tables[layer].put_(self.new_keys, k)
+        self.values.tables[layer].index_copy_(0, self.new_values, v.reshape(-1, self.head_size))
+
+    def scores(self, layer: int, q: Tensor) -> Tensor:
+        """What (B, H, columns) a scaled q (B, H, 1, D) gives with each key."""
+        n_chunks = self.keys.n_sums // (q.shape[0] * q.shape[1])
+        found = self.keys(layer, q.expand(-1, -1, n_chunks, -1))
+        return found.view(*q.shape[:2], -1)[..., : self.n_columns]
