@@ -53,12 +53,12 @@ class Cache(Protocol):
 
 
 class KVCache:
-    """The plain `Cache`: one buffer (2, B, H, block_size, D) a layer, filled up to `lengths[b]`."""
+    """The plain `Cache`: a buffer (2, B or more, H, block_size, D) a layer, filled to `lengths`."""
 
     def __init__(self, model: GPT, batch_size: int) -> None:
         config, weight = model.config, model.transformer.wpe.weight
         shape = (2, batch_size, config.n_head, config.block_size, config.head_size)
-        self.kv = [weight.new_empty(shape) for _ in range(config.n_layer)]
+        self.kv = [weight.new_zeros(shape) for _ in range(config.n_layer)]
         self.lengths = [0] * batch_size
         self.block_size = config.block_size
 
@@ -70,27 +70,27 @@ class KVCache:
 
     def begin_step(self) -> Tensor:
         """See `Cache`."""
-        return torch.tensor(grow(self.lengths, self.block_size), device=self.kv[0].device)
+        self.newest = torch.tensor(grow(self.lengths, self.block_size), device=self.kv[0].device)
+        positions = torch.arange(max(self.lengths), device=self.newest.device)
+        self.seen = positions <= self.newest[:, None, None, None]  # (B, 1, 1, T)
+        return self.newest
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `Cache`."""
-        keys, values = self.kv[layer]
-        if len(set(self.lengths)) == 1:
-            n = self.lengths[0]
-            keys[:, :, n - 1 : n], values[:, :, n - 1 : n] = k, v
-            return full_attention(q, keys[:, :, :n], values[:, :, :n])
-        rows = []
-        for b, n in enumerate(self.lengths):
-            row = slice(b, b + 1)
-            keys[row, :, n - 1 : n], values[row, :, n - 1 : n] = k[row], v[row]
-            rows.append(full_attention(q[row], keys[row, :, :n], values[row, :, :n]))
-        return torch.cat(rows)
+        n, rows = max(self.lengths), torch.arange(len(k), device=k.device)
+        keys, values = self.kv[layer][:, : len(k), :, :n]
+        if min(self.lengths) == n:
+            keys[:, :, n - 1 :], values[:, :, n - 1 :] = k, v
+            return full_attention(q, keys, values)
+        keys[rows, :, self.newest], values[rows, :, self.newest] = k[:, :, 0], v[:, :, 0]
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.seen)
 
     def keep(self, rows: list[int], n_more: int = 0) -> None:
         """See `Cache`."""
-        n, shape = max(self.lengths, default=0), (len(rows) + n_more, *self.kv[0].shape[2:])
+        n, n_rows = max(self.lengths, default=0), len(rows) + n_more
         for layer, old in enumerate(self.kv):
-            self.kv[layer] = old.new_empty((2, *shape))
+            if n_rows > old.shape[1]:  # zeros, since a weight of 0 must hide what is not written
+                self.kv[layer] = old.new_zeros((2, n_rows, *old.shape[2:]))
             self.kv[layer][:, : len(rows), :, :n] = old[:, rows, :, :n]
         self.lengths = [self.lengths[row] for row in rows] + [0] * n_more
 

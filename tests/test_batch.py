@@ -177,7 +177,7 @@ class _Counting(CachedDecoder):
 
     def decode_one(self, tokens, ids):
         logits = super().decode_one(tokens, ids)
-        self.steps.append((len(tokens), len(self.cache.kv[0][0])))
+        self.steps.append((len(tokens), len(self.cache.lengths)))
         assert len(logits) == len(tokens)
         return logits
 

@@ -21,7 +21,7 @@ from minibark.cpu.cache import new_cache
 from minibark.decoding import CachedDecoder, Decoder, UncachedDecoder
 from minibark.gpu.decoder import GraphDecoder
 from minibark.model import GPT, KVCache
-from minibark.pipeline import Row
+from minibark.pipeline import Audio, Row
 from minibark.speech.continuous import ContinuousBatch
 from minibark.speech.shared import ClosedError, SharedPipeline
 from minibark.speech.ticket import Ticket
@@ -429,18 +429,20 @@ def test_threads_that_speak_at_once_are_rows_of_one_batch(bark):
     with SharedPipeline(bark.pipeline, most=4) as shared:
         lives, gate = [], threading.Barrier(8)
 
-        def speak(job: Job) -> Voice:
+        def speak(job: Job) -> tuple[Voice, Audio]:
             if job in jobs[:8]:
                 gate.wait()
             note = lambda *_: lives.append(shared.n_live)  # noqa: E731
             (voice,) = shared.speak([job.row()], job.options, note)
-            return voice
+            return voice, shared.decode(voice.fine)
 
         with ThreadPoolExecutor(8) as pool:
             made = list(pool.map(speak, jobs))
-    for ours, theirs in zip(made, expected, strict=True):
+    for (ours, audio), theirs in zip(made, expected, strict=True):
         assert_same_voice(ours, theirs)
+        assert (audio == bark.pipeline.decode(theirs.fine)).all()
     assert max(lives) > 2
+    assert (shared.decode(made[0][0].fine) == made[0][1]).all()  # closed as it is
     with pytest.raises(ClosedError, match="takes no more texts"):
         shared.speak([jobs[0].row()], jobs[0].options)
 
@@ -519,6 +521,8 @@ def test_what_goes_wrong_is_raised_where_it_belongs(bark):
         bad = Row(torch.tensor([10_000]))  # no such id
         with pytest.raises(IndexError):
             shared.speak([bad], Options())
+        with pytest.raises(ValueError, match="codes must be"):
+            shared.decode(torch.full((8, 9), 10_000))
         assert shared.speak([], Options()) == []
         job = Job(0, [1])
         assert_same_voice(shared.speak([job.row()], job.options)[0], job.alone(bark)[0])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 
+from torch import Tensor
+
 from ..options import Options
-from ..pipeline import Pipeline, Row
+from ..pipeline import Audio, Pipeline, Row
 from ..sampling import OnStep
 from ..voice import Voice
 from .batch import MOST_ROWS
@@ -26,9 +30,10 @@ class SharedPipeline(Pipeline):
     """A pipeline whose `speak` any number of threads may call at once; a context manager.
 
     One thread of its own drives a `ContinuousBatch`: the rows of all callers are rows of one batch,
-    join it as they come and leave it as they end. Each is what it is alone. All else, single stages
-    and `decode` too, is the other pipeline's and runs in the caller's thread. It stands where that
-    one does:
+    join it as they come and leave it as they end. Each is what it is alone. `decode` runs in that
+    thread too, between pieces of the batch's work: torch has threads for each thread that calls it,
+    and they would take the processor from one another. Single stages are the other pipeline's and
+    run in the caller's thread. It stands where that one does:
 
         bark.pipeline = shared = SharedPipeline(bark.pipeline)
 
@@ -41,6 +46,7 @@ class SharedPipeline(Pipeline):
         vars(self).update(vars(pipeline))  # the same modules, locks and recordings
         self._batch = ContinuousBatch(pipeline, most)
         self._callers: dict[Ticket, SimpleQueue[tuple[str, int, int] | Ticket]] = {}
+        self._codes: deque[tuple[Tensor, Future[Audio]]] = deque()
         self._changed = threading.Condition()
         self._is_closed = self._must_drop = False
         self._process = os.getpid()
@@ -123,6 +129,24 @@ class SharedPipeline(Pipeline):
                 self._changed.notify()
         return [ticket.voice for ticket in tickets if ticket.voice]
 
+    def decode(self, codes: Tensor) -> Audio:
+        """The audio of codes (n_fine_codebooks, T); waits for a piece of the rows' work at most.
+
+        Once it has been closed, in the caller's thread. ClosedError: it is closed meanwhile, and
+        what is there is let go.
+        """
+        audio = self._queued(codes) if os.getpid() == self._process else None
+        return super().decode(codes) if audio is None else audio.result()
+
+    def _queued(self, codes: Tensor) -> Future[Audio] | None:
+        audio: Future[Audio] = Future()
+        with self._changed:
+            if self._is_closed:
+                return None
+            self._codes.append((codes, audio))
+            self._changed.notify()
+        return audio
+
     def close(self, finish: bool = True) -> None:
         """Take no more rows, and wait until those that are there are done or, else, let go.
 
@@ -141,6 +165,8 @@ class SharedPipeline(Pipeline):
         error: Exception = ClosedError("the pipeline has been closed; the text was not finished")
         try:
             while self._wait():
+                while self._codes:  # first, since somebody is to hear it
+                    self._decode_one()
                 for ticket in self._batch.advance():
                     self._answer(ticket)
         except BaseException as fault:
@@ -149,17 +175,28 @@ class SharedPipeline(Pipeline):
         with self._changed:
             self._is_closed = True
             left = list(self._callers)
+        for _, audio in self._codes:
+            audio.set_exception(error)
         for ticket in left:
             self._batch.drop(ticket)
             ticket.error = error
             self._answer(ticket)
 
+    def _decode_one(self) -> None:
+        codes, audio = self._codes.popleft()
+        try:
+            audio.set_result(super().decode(codes))
+        except Exception as error:
+            audio.set_exception(error)
+
     def _wait(self) -> bool:
-        """Wait for rows; whether there is more to do."""
-        batch = self._batch
+        """Wait for something to do; whether there is."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or batch.n_waiting + batch.n_live)
-            return not self._must_drop and bool(batch.n_waiting + batch.n_live)
+            self._changed.wait_for(lambda: self._is_closed or self._has_work())
+            return not self._must_drop and self._has_work()
+
+    def _has_work(self) -> bool:
+        return bool(self._codes or self._batch.n_waiting or self._batch.n_live)
 
     def _answer(self, ticket: Ticket) -> None:
         with self._changed:
