@@ -22,6 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from minibark import CheckpointError
 from minibark.commands.main import main
 from minibark.detect import AudioError, Classifier, Detector, Judgement
+from minibark.detect.mpeg import count_frames
 from minibark.detect.pretrained import open_hubert
 from minibark.detect.recordings import opened, read, share
 from minibark.detect.resample import resample
@@ -287,7 +288,7 @@ def wav(audio: np.ndarray, rate: int = 16_000, subtype: str = "FLOAT") -> bytes:
 
 
 BAD_FILES = {
-    "empty": (b"", "damaged, or no audio"),
+    "empty": (b"", "it is empty"),
     "text": (b"<html>" * 99, "damaged, or no audio"),
     "header alone": (wav(sound(1))[:44], "damaged, or no audio|no sound"),
     "no samples": (wav(np.zeros(0, np.float32)), "no sound"),
@@ -314,6 +315,9 @@ def test_samples_without_a_header_are_no_audio(detector, tmp_path):
     (tmp_path / "a.raw").write_bytes(bytes(99_999))
     with pytest.raises(AudioError, match=r"a\.raw: damaged, or no audio"):
         detector.judge(tmp_path / "a.raw")
+    for nothing in ("", io.BytesIO(), Pipe()):
+        with pytest.raises(AudioError, match=r"'' is no recording|^the recording: it is empty"):
+            detector.judge(nothing)
     with pytest.raises(AudioError, match="is a folder"):
         detector.judge(tmp_path)
     with pytest.raises(FileNotFoundError):
@@ -379,13 +383,154 @@ class Pipe(io.BytesIO):
         return False
 
 
+def heard_s(content: bytes, kind: type[io.BytesIO] = io.BytesIO) -> float:
+    """How many seconds of a recording are heard."""
+    pieces = list(read(kind(content)))
+    return sum(len(audio) for audio, _ in pieces) / pieces[0][1]
+
+
+def encoded(kind: str, seconds: float, subtype: str | None = None, seed: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    audio = sound(seconds, 24_000, seed)
+    soundfile.write(buffer, audio, 24_000, subtype or FORMATS.get(kind), format=kind)
+    return buffer.getvalue()
+
+
+JOINED = ["WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3", "MAT4", "SVX"]
+
+
+@pytest.mark.parametrize("source", [io.BytesIO, Pipe])
+@pytest.mark.parametrize("kind", [*JOINED, "OPUS"])
+def test_joined_recordings_are_refused_by_name(kind, source):
+    kind, subtype = ("OGG", "OPUS") if kind == "OPUS" else (kind, FORMATS.get(kind, "PCM_16"))
+    first, second = encoded(kind, 3, subtype), encoded(kind, 0.5, subtype, 1)
+    assert heard_s(first, source) == pytest.approx(3, abs=1e-3)
+    tag = b"ID3\x04\0\0\0\0\x01\0" + bytes(128)
+    for between in (b"", tag, bytes(2_000_000)):  # two megabytes: more than is looked at together
+        with pytest.raises(AudioError, match=r"several recordings in one file \(.*ffmpeg"):
+            heard_s(first + between + second, source)
+
+
+@pytest.mark.parametrize("source", [io.BytesIO, Pipe])
+def test_a_damaged_chunk_is_no_failure_of_the_file(source):
+    """libsndfile asks for the byte in front of the first."""
+    with pytest.raises(AudioError, match="damaged, or no audio"):
+        heard_s(encoded("AIFF", 1).replace(b"SSND", b"\xff" * 4), source)
+
+
+def pages(stream: bytes) -> list[bytes]:
+    """The pages of an Ogg."""
+    found, at = [], 0
+    while at < len(stream):
+        end = at + 27 + stream[at + 26] + sum(stream[at + 27 : at + 27 + stream[at + 26]])
+        found.append(stream[at:end])
+        at = end
+    return found
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_one_ogg_with_two_streams_side_by_side_is_refused(subtype):
+    first, second = (pages(encoded("OGG", 3, subtype, seed)) for seed in (0, 1))
+    both = b"".join(page for pair in zip(first, second, strict=False) for page in pair)
+    with pytest.raises(AudioError, match="several recordings in one file"):
+        heard_s(both)
+
+
+def test_joined_mp3s_of_which_one_says_no_length():
+    """The second lacks the frame that says how many there are."""
+    first, second = encoded("MP3", 3), encoded("MP3", 0.5)
+    with pytest.raises(AudioError, match="first says that it has 127 frames, and there are 150"):
+        heard_s(first + second[192:])
+    for rest in (b"TAG".ljust(128, b"\0"), b"\xff\xfb\x90\0" * 9_000, bytes(5_000)):
+        assert heard_s(first + rest) == 3  # what is no frame is no recording
+
+
+@pytest.mark.parametrize("rate", [8_000, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000])
+def test_frames_are_those_that_the_encoder_counted(rate):
+    for level in (0.0, 0.9):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, sound(2, rate), rate, format="MP3", compression_level=level)
+        found = count_frames(buffer)
+        assert found.n == found.n_said and 2 <= found.seconds < 2.4
+
+
+@pytest.mark.parametrize(
+    ("header", "size"), [("ffffc4c4", 384), ("fffda4c4", 576), ("fff584c4", 384), ("fff784c4", 256)]
+)
+def test_frames_of_layers_1_and_2_are_as_long_as_libsndfile_hears(header, size):
+    """Layer I at 48 kHz, II at 48 kHz, II at 24 kHz, I at 24 kHz; a zero in all says silence."""
+    stream = io.BytesIO(bytes.fromhex(header).ljust(size, b"\0") * 50)
+    with soundfile.SoundFile(stream) as file:
+        seconds = len(file.read()) / file.samplerate
+    found = count_frames(stream)
+    assert found.n == 50 and found.n_said is None
+    assert found.seconds == pytest.approx(seconds)
+
+
 @pytest.mark.parametrize("size", [0, 0xFFFF_FFFF, 0x7FFF_F000])
-def test_a_stream_need_not_know_its_length(size, detector):
+@pytest.mark.parametrize("source", [io.BytesIO, Pipe])
+def test_a_stream_need_not_know_its_length(size, source, detector):
     stream = bytearray(wav(sound(1.5), subtype="PCM_16"))
     at = stream.index(b"data") + 4
-    whole = detector.judge(Pipe(bytes(stream)))
+    whole = detector.judge(source(bytes(stream)))
     stream[at : at + 4] = size.to_bytes(4, "little")
-    assert detector.judge(Pipe(bytes(stream))) == whole and whole.seconds == 1.5
+    assert detector.judge(source(bytes(stream))) == whole and whole.seconds == 1.5
+
+
+def unknown_sizes() -> dict[str, bytes]:
+    """Recordings of 1.5 s whose writers did not come to put the size in."""
+    found = {}
+    for kind, at, sizes in (
+        ("WAV", b"data", [bytes(4)]),
+        ("AU", b"\0\0\0\x18", [bytes(4), b"\xff" * 4]),
+        ("CAF", b"data", [bytes(8), b"\xff" * 8, b"\0" * 7 + b"\x04"]),
+        ("W64", b"data\xf3\xac\xd3\x11\x8c\xd1\0\xc0\x4f\x8e\xdb\x8a", [bytes(8)]),
+        ("RF64", b"ds64" + bytes.fromhex("1c000000") + bytes.fromhex("a8190100") + bytes(4), []),
+    ):
+        stream = bytearray(encoded(kind, 1.5, "PCM_16"))
+        place = stream.index(at[:4] if kind == "RF64" else at) + len(at)
+        for size in sizes or [bytes(8)]:
+            stream[place : place + len(size)] = size
+            found[f"{kind} {size.hex()}"] = bytes(stream)
+    return found
+
+
+@pytest.mark.parametrize("source", [io.BytesIO, Pipe])
+@pytest.mark.parametrize("case", unknown_sizes())
+def test_a_recorder_that_was_interrupted(case, source):
+    stream = unknown_sizes()[case]
+    expected, _ = soundfile.read(io.BytesIO(encoded("WAV", 1.5, "PCM_16")), dtype="float32")
+    found = np.concatenate([audio[:, 0] for audio, _ in read(source(stream))])
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_empty_wav_with_a_list_behind_is_empty():
+    stream = bytearray(wav(np.zeros(0, np.float32), subtype="PCM_16"))
+    stream += b"LIST\x04\0\0\0INFO" * 200
+    for source in (io.BytesIO, Pipe):
+        with pytest.raises(AudioError, match="it holds no sound"):
+            heard_s(bytes(stream), source)
+
+
+@pytest.mark.parametrize("source", [io.BytesIO, Pipe])
+@pytest.mark.parametrize("bits", [8, 16, 24])
+@pytest.mark.parametrize("kind", [b"AIFF", b"AIFC"])
+def test_an_aiff_as_sox_writes_it_to_a_pipe(kind, bits, source):
+    """It says 0x7F00_0000 bytes, less what is no whole frame."""
+    width, n_channels = bits // 8, 2
+    n_frames = 0x7F00_0000 // (width * n_channels)
+    size = n_frames * width * n_channels
+    frames = np.random.default_rng(0).integers(0, 256, 9_000 * width * n_channels, np.uint8)
+    rate = bytes.fromhex("400cfa00000000000000")  # 16_000 as an 80-bit float
+    common = n_channels.to_bytes(2, "big") + n_frames.to_bytes(4, "big") + bits.to_bytes(2, "big")
+    common += rate + (b"NONE\x0enot compressed\0" if kind == b"AIFC" else b"")
+    chunks = b"COMM" + len(common).to_bytes(4, "big") + common
+    if kind == b"AIFC":
+        chunks = b"FVER\0\0\0\x04\xa2\x80\x51\x40" + chunks
+    chunks += b"SSND" + (size + 8).to_bytes(4, "big") + bytes(8)
+    whole = size + 4 + len(chunks)
+    stream = b"FORM" + whole.to_bytes(4, "big") + kind + chunks + frames.tobytes()
+    assert heard_s(stream, source) == 9_000 / 16_000
 
 
 def test_a_flac_that_does_not_say_its_length(detector, tmp_path):
@@ -447,6 +592,56 @@ def test_rates_and_arrays_of_any_type(detector):
         detector.probability(np.stack([audio, audio]), 16_000)
 
 
+@pytest.mark.filterwarnings("error")
+def test_samples_of_any_kind_of_floats(detector):
+    """What is taken is what it says in float32, whoever holds it."""
+    audio = np.stack([sound(0.5), sound(0.5, seed=1)], axis=1)
+    for coarse in (audio.astype(np.float16), audio.astype(">f8"), audio.astype(np.longdouble)):
+        expected = detector.probability(coarse.astype(np.float32), 16_000)
+        assert detector.probability(coarse, 16_000) == pytest.approx(expected, abs=1e-6)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        tensor = torch.from_numpy(audio).to(dtype)
+        expected = detector.probability(tensor.float().numpy(), 16_000)
+        for same in (
+            tensor,
+            tensor.clone().requires_grad_(),
+            torch.view_as_complex(
+                torch.stack([torch.zeros_like(tensor.float()), -tensor.float()], -1)
+            )
+            .conj()
+            .imag,
+            tensor.T.contiguous().T,
+        ):
+            assert detector.probability(same, 16_000) == pytest.approx(expected, abs=1e-6)
+    assert detector.features(torch.from_numpy(audio), 16_000).shape == (WIDTH,)
+    assert detector.probability(audio[:, 0].tolist(), 16_000) == pytest.approx(
+        detector.probability(audio[:, 0], 16_000), abs=1e-6
+    )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("audio", "text"),
+    [
+        (np.zeros(9_000, np.int16), r"got int16: divide 16 bits by 32768"),
+        (torch.zeros(9_000, dtype=torch.int16), r"got int16: divide 16 bits by 32768"),
+        (np.full(9_000, np.inf, np.float16), "NaN or infinity"),
+        (torch.full((9_000,), torch.nan, dtype=torch.bfloat16), "NaN or infinity"),
+        (torch.full((9_000,), 1e9, dtype=torch.bfloat16), r"far outside \[-1, 1\]"),
+        (torch.zeros(9_000, device="meta"), "got Tensor, which cannot be made one"),
+        (torch.zeros(9_000).to_sparse(), "got Tensor, which cannot be made one"),
+        (torch.zeros(9_000, dtype=torch.complex64), "floats, got .* complex64"),
+        ([[0.0], [0.0, 0.0]], "got list, which cannot be made one"),
+        ("clip.wav", "floats, got"),
+        (None, "floats, got"),
+    ],
+)
+def test_samples_that_are_none_are_named(audio, text, detector):
+    for call in (detector.features, detector.probability):
+        with pytest.raises(AudioError, match=text):
+            call(audio, 16_000)
+
+
 def test_threads_share_a_detector(detector):
     clips = [sound(0.3 + 0.05 * i, seed=i) for i in range(6)]
     alone = [detector.probability(clip, 16_000) for clip in clips]
@@ -501,6 +696,8 @@ def test_files_that_are_no_classifiers(hubert, tmp_path):
         Detector.from_pretrained(hubert, tmp_path / "c.pkl")
     with pytest.raises(FileNotFoundError):
         Detector.from_pretrained(hubert, tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match="is a folder; a classifier is a safetensors file"):
+        Detector.from_pretrained(hubert, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -671,6 +868,26 @@ def test_standard_input_of_a_real_process_that_imports_little(detector, hubert, 
     assert document["p_bark"] == pytest.approx(detector.probability(sound(2), 16_000), abs=1e-6)
 
 
+def test_a_revision_of_what_is_no_repository(hubert, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(hubert.parent)
+    for words in (
+        detect(hubert, trained, "a.wav"),
+        detect(hubert.name, trained, "a.wav"),
+        ["detect", "--fit", "--bark", "a", "--not-bark", "b", "c.safetensors", "--hubert", "small"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--revision", "main"])
+        told = capsys.readouterr().err
+        assert ended.value.code == 2 and "--revision goes with a HuBERT on the hub; " in told
+
+
+def test_standard_input_has_nothing_the_second_time(hubert, trained, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Pipe(wav(sound(1)))))
+    assert main([*detect(hubert, trained, "-", "-"), "--json"]) == 1
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert 0 < first["p_bark"] < 1 and second["error"] == "standard input: it is empty"
+
+
 @pytest.mark.parametrize("stdin", [b"", None], ids=["empty", "closed"])
 def test_nothing_on_standard_input(stdin, hubert, trained, monkeypatch, capsys):
     stream = None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin))
@@ -696,6 +913,7 @@ def test_nothing_on_standard_input(stdin, hubert, trained, monkeypatch, capsys):
         (["--fit", "a.safetensors", "--json"], "--json goes with recordings to judge"),
         (["--fit", "a.safetensors", "--classifier", "c"], "--classifier goes with recordings"),
         (["--import-classifier", "x.pkl", "a.safetensors", "--json"], "not with --import"),
+        (["--import-classifier", "", "a.safetensors"], "--import-classifier needs a file's name"),
         (["--import-classifier", "x.pkl", "a.safetensors", "--offline"], "--offline does not go"),
     ],
 )

@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 import re
+import shlex
 import shutil
 
 import checkpoints
@@ -20,10 +22,17 @@ from sklearn.preprocessing import StandardScaler
 from minibark import CheckpointError, CodecConfig
 from minibark.commands.main import main
 from minibark.detect import Classifier, Detector
-from minibark.detect.card import card_place
+from minibark.detect.card import card_place, card_text
 from minibark.detect.codec_encoder import open_encoder
-from minibark.detect.fitting import Example, fit_classifier, folds_of, recordings_in
-from minibark.detect.pretrained import fingerprint, open_hubert
+from minibark.detect.fitting import (
+    BATCH_MARK,
+    SUFFIXES,
+    Example,
+    fit_classifier,
+    folds_of,
+    recordings_in,
+)
+from minibark.detect.pretrained import HUBERT, fingerprint, open_hubert
 from minibark.detect.regression import average_precision, equal_error_rate, fit
 
 CODEC = CodecConfig(num_filters=4, hidden_size=32)  # of `checkpoints.narrow_encodec`
@@ -357,6 +366,7 @@ def test_what_is_left_out_is_counted(folders, tmp_path, recwarn):
     assert len(recordings_in(root)) == n + 7
     text = str(recwarn.pop().message)
     assert "3 files that are no recordings by their suffix (.hidden, g.m4a, list.jsonl)" in text
+    assert not {".sd2", ".raw"} & set(SUFFIXES)  # of which nothing is heard
     assert "1 links to folders (link)" in text and "what is no file (gone.wav)" in text
     assert not recwarn.list
 
@@ -371,6 +381,89 @@ def test_one_recording_in_two_formats(folders, tmp_path, capsys):
     soundfile.write(root / "bark" / "again.flac", audio, rate)
     assert main(command(root, out, "-q")) == 1
     assert "one recording is in both classes: " in capsys.readouterr().err
+
+
+def test_two_classes_of_which_one_lies_in_the_other(folders, tmp_path, capsys):
+    root, out = tmp_path / "root", tmp_path / "out.safetensors"
+    shutil.copytree(folders / "not", root / "not")
+    shutil.copytree(folders / "bark", root / "not" / "bark")
+    (root / "link").symlink_to(root / "not" / "bark")
+    for bark, others, text in (
+        ("not/bark", "not", "not/bark is a folder in "),
+        ("link", "not", "link is a folder in "),
+        ("not", "not/bark", "not/bark is a folder in "),
+        ("not/../not", "not", "not/../not is the same folder as "),
+    ):
+        words = ["--bark", f"{root}/{bark}", "--not-bark", f"{root}/{others}", str(out)]
+        assert main(["detect", "--fit", *words, "--hubert", str(folders / "hubert")]) == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
+        assert len(lines) == 1 and lines[0].startswith("minibark: ") and text in lines[0]
+    assert not out.exists()
+
+
+def test_what_a_batch_wrote_beside_its_clips_is_not_told_of(tmp_path, recwarn):
+    place, manifest = tmp_path / "clips", tmp_path / "lines.jsonl"
+    lines = [{"id": "a.b", "text": "Yes."}, {"id": "c", "text": ""}]
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    words = ["--model", "tiny", "--max-duration", "1", "--retries", "0", "-q"]
+    assert main(["batch", str(manifest), str(place), *words]) == 1
+    written = {".minibark-batch", "a.b.wav", "a.b.json", "errors.jsonl"}
+    assert set(os.listdir(place)) == written
+    recwarn.clear()
+    assert recordings_in(place) == [place / "a.b.wav"]
+    assert not recwarn.list
+    (place / "d.json").write_text("{}")  # of no clip
+    assert recordings_in(place) == [place / "a.b.wav"]
+    assert "1 files that are no recordings by their suffix (d.json)" in str(recwarn.pop().message)
+    (place / "d.json").unlink()
+    (place / BATCH_MARK).unlink()  # and then it is any folder
+    recordings_in(place)
+    assert "(a.b.json, errors.jsonl)" in str(recwarn.pop().message)
+
+
+def test_an_imported_classifier_lies_beside_no_card_of_another(folders, tmp_path, capsys):
+    out, pkl = tmp_path / "mine.safetensors", tmp_path / "a.pkl"
+    model = LogisticRegression().fit(
+        np.random.default_rng(0).normal(size=(9, 32)), np.arange(9) % 2
+    )
+    pkl.write_bytes(pickle.dumps(model))
+    words = ["detect", "--import-classifier", str(pkl), str(out)]
+    card_place(out).write_text("my notes")  # no card, and nothing is written there
+    assert main(words) == 0
+    card_place(out).unlink()
+    assert main(command(folders, out, "-q")) == 0
+    before = out.read_bytes(), card_place(out).read_bytes()
+    capsys.readouterr()
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1 and "mine.safetensors.md is the card of another" in told
+    assert (out.read_bytes(), card_place(out).read_bytes()) == before
+    card_place(out).unlink()
+    assert main(words) == 0
+
+
+def test_the_command_on_the_card_judges(folders, tmp_path, capsys):
+    """As it stands there, after a fit with a HuBERT of one's own."""
+    out = tmp_path / "it is mine.safetensors"
+    assert main(command(folders, out, "-q")) == 0
+    used = re.search(r"Used by `minibark (.+)`\.", card_place(out).read_text())[1]
+    file = str(folders / "bark" / "2.wav")
+    capsys.readouterr()
+    assert main([file if word == "FILE" else word for word in shlex.split(used)]) == 0
+    assert "sounds like Bark" in capsys.readouterr().out
+
+
+def test_the_command_on_the_card_names_no_more_than_it_needs():
+    examples = [example([[i % 2.0, 1.0 * i]], i % 2 == 0, i) for i in range(20)]
+    _, report = fit_classifier(examples, open_hubert_of_nothing())
+    for hubert, revision, expected in (
+        (HUBERT, None, "FILE --classifier c.safetensors`."),
+        (HUBERT, "main", "FILE --classifier c.safetensors --revision main`."),
+        ("a/b", "v 1", "FILE --classifier c.safetensors --hubert a/b --revision 'v 1'`."),
+    ):
+        words = {"fingerprint": "f", "strength": 1.0, "codec": None, "command": ["minibark"]}
+        text = card_text("c.safetensors", report, hubert=hubert, revision=revision, **words)
+        assert f"Used by `minibark detect {expected}" in text
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="a file whose reading fails")

@@ -118,6 +118,10 @@ def _check_options(args: argparse.Namespace) -> None:
         for option in ("hubert", "revision", "offline"):
             if getattr(args, option):
                 args.parser.error(f"--{option} does not go with --import-classifier")
+    if args.revision is not None and os.path.isdir(os.path.expanduser(_hubert(args))):
+        args.parser.error(
+            f"--revision goes with a HuBERT on the hub; {shown(_hubert(args))} is a folder here"
+        )
 
 
 def _hubert(args: argparse.Namespace) -> str:
@@ -181,9 +185,13 @@ def _document(file: str, found: Judgement) -> str:
 
 
 def _import(args: argparse.Namespace, out: str) -> None:
+    from ..detect.card import check_no_card
     from ..detect.sklearn_pickles import import_classifier
 
+    if not args.import_classifier:
+        args.parser.error("--import-classifier needs a file's name, not ''")
     check_writable(Path(out))
+    check_no_card(out)
     classifier = import_classifier(Path(os.path.expanduser(args.import_classifier)))
     classifier.save(out)
     if not args.quiet:
@@ -199,6 +207,7 @@ def _fit(args: argparse.Namespace, out: str) -> None:
     for place in (Path(out), card.card_place(out)):
         check_writable(place)
     card.check_card_place(out)
+    fitting.check_apart(args.bark, args.not_bark)
     bark, others = (fitting.recordings_in(folder) for folder in (args.bark, args.not_bark))
     copier = _copier(args) if args.codec_copies else None
     if copier is None:
@@ -217,6 +226,7 @@ def _fit(args: argparse.Namespace, out: str) -> None:
         out,
         report,
         hubert=_hubert(args),
+        revision=args.revision,
         fingerprint=classifier.fingerprint,
         strength=fitting.STRENGTH,
         codec=copier.name if copier else None,

@@ -7,7 +7,7 @@ detector.probability(audio, sample_rate)
 """
 
 from .classifier import Classifier
+from .containers import AudioError
 from .detector import Detector, Judgement
-from .recordings import AudioError
 
 __all__ = ["AudioError", "Classifier", "Detector", "Judgement"]

@@ -12,6 +12,7 @@ from typing import Any
 from ..files import replacing, shown
 from .classifier import Classifier
 from .fitting import N_FOLDS, Rates, Report
+from .pretrained import HUBERT
 
 _SIGN = "Made by `minibark detect --fit`"  # tells a card from other files
 _TEXT = """# {title}
@@ -58,17 +59,30 @@ def card_place(classifier: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(f"{os.fspath(classifier)}.md"))
 
 
+def check_no_card(classifier: str | os.PathLike[str]) -> None:
+    """Refuse to write a classifier beside the card of another one; raises FileExistsError."""
+    if _is_card(place := card_place(classifier)):
+        raise FileExistsError(
+            f"{shown(place, 1000)} is the card of another classifier, and would be taken for this "
+            "one's: move it and its classifier away, or name another OUT.safetensors"
+        )
+
+
 def check_card_place(classifier: str | os.PathLike[str]) -> None:
     """Refuse to write a card over a file that is none; raises FileExistsError."""
     place = card_place(classifier)
-    if place.is_file():
-        with place.open("rb") as file:
-            start = file.read(4096)
-        if _SIGN.encode() not in start:
-            raise FileExistsError(
-                f"{shown(place, 1000)} is there and is no card of a classifier; the card would "
-                "replace it: move it away, or name another OUT.safetensors"
-            )
+    if place.is_file() and not _is_card(place):
+        raise FileExistsError(
+            f"{shown(place, 1000)} is there and is no card of a classifier; the card would "
+            "replace it: move it away, or name another OUT.safetensors"
+        )
+
+
+def _is_card(place: Path) -> bool:
+    if not place.is_file():
+        return False
+    with place.open("rb") as file:
+        return _SIGN.encode() in file.read(4096)
 
 
 def write_both(
@@ -91,6 +105,7 @@ def card_text(
     report: Report,
     *,
     hubert: str,
+    revision: str | None = None,
     fingerprint: str,
     strength: float,
     codec: str | None,
@@ -102,6 +117,7 @@ def card_text(
         classifier: the file that it describes.
         report: how the fit went.
         hubert: what the encoder was opened as.
+        revision: of it on the hub, if one was named.
         fingerprint: of the encoder.
         strength: of the penalty.
         codec: through which the copies went; None if there are none.
@@ -112,13 +128,16 @@ def card_text(
         "their codec copies": report.copies,
         "both": report.everything if report.copies else None,
     }
+    use = ["minibark", "detect", "FILE", "--classifier", str(classifier)]
+    use += [] if hubert == HUBERT else ["--hubert", hubert]
+    use += [] if revision is None else ["--revision", revision]
     rows = [_row(name, rates) for name, rates in against.items() if rates is not None]
     n_copies = report.copies.n_other if report.copies else 0
     return _TEXT.format(
         sign=_SIGN,
         title=shown(Path(classifier).name),
         command=_code(shlex.join(command)),
-        use=_code(shlex.join(("minibark", "detect", "FILE", "--classifier", str(classifier)))),
+        use=_code(shlex.join(use)),
         n_bark=report.recordings.n_bark,
         n_other=report.recordings.n_other,
         copies=f"{n_copies} codec copies of them by {_code(codec)}" if codec else "no codec copies",

@@ -72,6 +72,8 @@ class Classifier:
                 f"{place} is a pickle, which is not run; what it holds is read by "
                 f"'minibark detect --import-classifier {place} OUT.safetensors'"
             )
+        if place.is_dir():
+            raise CheckpointError(f"{place} is a folder; a classifier is a safetensors file")
         state, metadata = read_safetensors(place)
         if set(state) != {"weight", "bias"}:
             raise CheckpointError(

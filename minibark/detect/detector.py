@@ -22,9 +22,10 @@ from torch import Tensor
 
 from ..config import CheckpointError
 from .classifier import Classifier
+from .containers import AudioError
 from .hubert import Hubert
 from .pretrained import HUBERT, fingerprint, open_hubert
-from .recordings import AudioError, Place, opened, read, window, windows
+from .recordings import Place, opened, read, window, windows
 
 THRESHOLD = 0.5  # the notebook gives none
 _Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -106,23 +107,24 @@ class Detector:
         encoder = open_hubert(hubert, cache_dir=cache_dir, revision=revision, offline=offline)
         return cls(encoder, line, os.fspath(hubert))
 
-    def features(self, audio: _Array, sample_rate: int) -> _Array:
+    def features(self, audio: _Array | Tensor, sample_rate: int) -> _Array:
         """The features of a recording, (C,) float32; of several windows their mean.
 
         Args:
-            audio: (N,) or (N, channels) floats in about [-1, 1], of which nothing is normalised.
+            audio: (N,) or (N, channels) floats in about [-1, 1], of which nothing is normalised; an
+                array or a tensor.
             sample_rate: Hz, a whole number in [1_000, 384_000].
 
         Raises:
             AudioError: shorter than 25 ms, not finite, or of another shape or type.
         """
-        rows = list(features_of(self.hubert, windows(np.asarray(audio), sample_rate)))
+        rows = list(features_of(self.hubert, windows(audio, sample_rate)))
         mean: _Array = np.mean(_some(rows), axis=0, dtype=np.float32)
         return mean
 
-    def probability(self, audio: _Array, sample_rate: int) -> float:
+    def probability(self, audio: _Array | Tensor, sample_rate: int) -> float:
         """P(Bark), in [0, 1]; the mean over windows. Arguments and errors as of `features`."""
-        rows = list(features_of(self.hubert, windows(np.asarray(audio), sample_rate)))
+        rows = list(features_of(self.hubert, windows(audio, sample_rate)))
         return float(np.mean([self.classifier.probability(row) for row in _some(rows)]))
 
     def judge(self, place: Place) -> Judgement:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..files import shown, warn
 from .classifier import Classifier
+from .containers import AudioError
 from .detector import THRESHOLD, recording_features
 from .hubert import SAMPLE_RATE, Hubert
 from .pretrained import fingerprint
-from .recordings import AudioError, digest, window
+from .recordings import digest, window
 from .regression import Flags, Floats, average_precision, equal_error_rate, fit
 from .resample import resample
 
@@ -27,8 +28,11 @@ SUFFIXES = (
     *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus"),
     *(".mp1", ".mp2", ".mp3", ".aiff", ".aif", ".aifc", ".caf", ".au", ".snd", ".voc"),
     *(".avr", ".htk", ".iff", ".svx", ".8svx", ".nist", ".sph", ".paf", ".pvf"),
-    *(".mat", ".sd2", ".sds", ".sf", ".wve", ".xi"),
+    *(".mat", ".sds", ".sf", ".wve", ".xi"),
 )  # in any case; with others, of soundfile's, it cannot tell what is in them
+
+# What `minibark batch` writes beside its clips, where the first of them is.
+BATCH_MARK, _BATCH_ERRORS = ".minibark-batch", "errors.jsonl"
 
 OnStep = Callable[[str, int, int], None]
 
@@ -131,7 +135,7 @@ def recordings_in(folder: str | os.PathLike[str]) -> list[Path]:
         for name in folders:
             if os.path.islink(os.path.join(place, name)):
                 leave("links to folders", os.path.join(place, name))
-        for name in names:
+        for name in _without_records(names):
             path = Path(place, name)
             if path.suffix.lower() not in SUFFIXES:
                 leave("files that are no recordings by their suffix", path)
@@ -149,6 +153,29 @@ def recordings_in(folder: str | os.PathLike[str]) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"{shown(root, 1000)} holds no recordings ({', '.join(SUFFIXES)})")
     return sorted(found)
+
+
+def _without_records(names: Sequence[str]) -> list[str]:
+    """A folder's files but those that tell of the clips of a batch."""
+    if BATCH_MARK not in names:
+        return list(names)
+    parts = map(os.path.splitext, names)
+    own = {f"{stem}.json" for stem, suffix in parts if suffix.lower() in SUFFIXES}
+    own |= {BATCH_MARK, _BATCH_ERRORS}
+    return [name for name in names if name not in own]
+
+
+def check_apart(bark: str | os.PathLike[str], others: str | os.PathLike[str]) -> None:
+    """Refuse two classes of which one's folder is the other's, or lies in it; a ValueError."""
+    places = [Path(os.path.realpath(os.path.expanduser(place))) for place in (bark, others)]
+    for inner, outer in ((0, 1), (1, 0)):
+        if places[inner].is_relative_to(places[outer]):
+            names = [shown(os.fspath((bark, others)[i]), 1000) for i in (inner, outer)]
+            how = "the same folder as" if places[0] == places[1] else "a folder in"
+            raise ValueError(
+                f"{names[0]} is {how} {names[1]}, so that its recordings would be both Bark's and "
+                "not; put the two classes side by side"
+            )
 
 
 def distinct(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..config import CheckpointError
 from ..files import naming, reason, shown
+from .containers import AudioError, Survey, survey
 from .hubert import SAMPLE_RATE
 from .resample import resample
 
@@ -29,16 +30,13 @@ _MAX_PIPED_BYTES = 1 << 30
 _LOUDEST = 1e6  # far beyond, squares of samples overflow
 _SLACK_S = 0.05  # by which a recording may be shorter than it says; encoders of MP3 count otherwise
 _MP3 = ("MP3", "MPEG")
+_SLACK_OF_MP3_S = 0.25  # frames that a decoder drops at the start
 _UNKNOWN_FRAMES = 1 << 62
-_UNKNOWN_BYTES = 0x7FFF_0000  # what writes to a pipe says this or more, since it cannot know
+_UNKNOWN_BYTES = 0x7EFF_0000  # what writes to a pipe says this or more, since it cannot know
 
 _Samples = np.ndarray[Any, np.dtype[np.float32]]
 
 Place = str | os.PathLike[str] | BinaryIO
-
-
-class AudioError(ValueError):
-    """Sound that nothing can be said of: damaged, too short, not finite; the text says why."""
 
 
 def share(n_samples: int, sample_rate: int) -> int:
@@ -47,12 +45,22 @@ def share(n_samples: int, sample_rate: int) -> int:
     return max(math.ceil(n_samples / n_windows), 1)
 
 
-def windows(audio: np.ndarray[Any, Any], sample_rate: int) -> Iterator[Tensor]:
+def windows(audio: Any, sample_rate: int) -> Iterator[Tensor]:
     """Equal windows of at most 10 s of audio (N,) or (N, channels): (n,) float32, 16_000 Hz.
+
+    Args:
+        audio: an array, a tensor on any device, or a list.
+        sample_rate: Hz.
 
     Raises:
         AudioError: other than finite floats, of another shape, or of an odd rate.
     """
+    audio = _array(audio)
+    if audio.dtype.kind in "iu":
+        raise AudioError(
+            f"audio must be floats in about [-1, 1], got {audio.dtype}: divide 16 bits by 32768, "
+            "other numbers by what their full scale is"
+        )
     if audio.ndim not in (1, 2) or audio.dtype.kind != "f":
         raise AudioError(
             f"audio must be (N,) or (N, channels) floats, got {audio.shape} {audio.dtype}"
@@ -65,12 +73,29 @@ def windows(audio: np.ndarray[Any, Any], sample_rate: int) -> Iterator[Tensor]:
         yield window(audio[start : start + size], sample_rate)
 
 
+def _array(audio: Any) -> np.ndarray[Any, Any]:
+    """Samples as an array; of a tensor that NumPy has no type for, or that wants gradients too."""
+    try:
+        if isinstance(audio, Tensor):
+            audio = audio.detach().cpu().resolve_neg()
+            if audio.is_floating_point() and audio.element_size() < 4:
+                audio = audio.float()
+        return np.asarray(audio)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AudioError(
+            f"audio must be an array or tensor of floats, got {type(audio).__name__}, which cannot "
+            f"be made one ({reason(error)})"
+        ) from error
+
+
 def window(audio: np.ndarray[Any, Any], sample_rate: int, new_rate: int = SAMPLE_RATE) -> Tensor:
     """Audio (N,) or (N, channels) as (n,) float32 at another rate; of several channels their mean.
 
     Raises:
         AudioError: it holds NaN or infinity, or numbers so large that they mean nothing.
     """
+    if audio.dtype.itemsize < 4:  # float16, which ends at 65,504
+        audio = audio.astype(np.float32)
     mono = audio if audio.ndim == 1 else audio.mean(1)
     if not (np.abs(mono) < _LOUDEST).all():  # NaN is not less than anything
         raise AudioError("the audio holds NaN or infinity, or samples far outside [-1, 1]")
@@ -91,6 +116,8 @@ def opened(place: Place) -> Iterator[BinaryIO]:
         with _naming(_name(place)):
             yield place
         return
+    if not os.fspath(place):
+        raise AudioError("'' is no recording; name a file")
     path, where = Path(os.path.expanduser(place)), shown(os.fspath(place), 1000)
     if path.is_dir():
         raise AudioError(f"{where} is a folder; name the files in it")
@@ -138,12 +165,13 @@ def read(file: BinaryIO) -> Iterator[tuple[_Samples, int]]:
         OSError: it cannot be read.
     """
     file = _seekable(file)
+    known = survey(file)
     n_samples, sample_rate = 0, 1
-    for audio, rate in _blocks(file):
+    for audio, rate in _blocks(file, known):
         n_samples, sample_rate = n_samples + len(audio), rate
     if not n_samples:
         raise AudioError("it holds no sound")
-    yield from _blocks(file, share(n_samples, sample_rate))
+    yield from _blocks(file, known, share(n_samples, sample_rate))
 
 
 def digest(place: Place) -> bytes:
@@ -154,7 +182,8 @@ def digest(place: Place) -> bytes:
     """
     total = hashlib.sha256()
     with opened(place) as file:
-        for audio, sample_rate in _blocks(_seekable(file)):
+        file = _seekable(file)
+        for audio, sample_rate in _blocks(file, survey(file)):
             total.update(f"{sample_rate} {audio.shape[1]} ".encode())
             total.update(np.ascontiguousarray(audio).data)
     return total.digest()
@@ -164,38 +193,41 @@ def _seekable(file: BinaryIO) -> BinaryIO:
     """The file, or one in memory of what comes out of a pipe."""
     if file.seekable():
         return file
-    content = bytearray(file.read(_MAX_PIPED_BYTES + 1))
+    content = file.read(_MAX_PIPED_BYTES + 1)
     if len(content) > _MAX_PIPED_BYTES:
         raise AudioError(f"more than {_MAX_PIPED_BYTES >> 30} GiB; name a file in its place")
-    at = 12
-    while content[:4] == b"RIFF" and at + 8 <= len(content):
-        size = int.from_bytes(content[at + 4 : at + 8], "little")
-        if content[at : at + 4] == b"data":
-            if not size:  # whoever began to write it did not know; libsndfile would believe it
-                content[at + 4 : at + 8] = b"\xff\xff\xff\xff"
-            break
-        at += 8 + size + size % 2
     return io.BytesIO(content)
 
 
 class _Kept:
-    """A file whose first exception is kept: what a callback of libsndfile raises would be lost."""
+    """A file whose first exception is kept: what a callback of libsndfile raises would be lost.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
+    Bytes in `mended`, by where they are, stand in place of the file's own.
+    """
+
+    def __init__(self, file: BinaryIO, mended: dict[int, bytes]) -> None:
+        self.file, self.mended = file, mended
         self.error: BaseException | None = None
 
     def readinto(self, buffer: Any) -> int:
-        data = self._tried(self.file.read, len(buffer)) or b""
+        data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     # soundfile asks whether there is one, and calls `readinto`
     def read(self, size: int) -> bytes:
+        start = self.tell() if self.mended else 0
         data: bytes = self._tried(self.file.read, size) or b""
+        for place, own in self.mended.items():
+            at, end = max(place, start), min(place + len(own), start + len(data))
+            if at < end:
+                new = own[at - place : end - place]
+                data = data[: at - start] + new + data[end - start :]
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        if whence == 0 and offset < 0:  # a damaged header, and no failure of the file
+            return -1
         return self._tried(self.file.seek, offset, whence) or 0
 
     def tell(self) -> int:
@@ -213,26 +245,26 @@ class _Kept:
             raise self.error
 
 
-def _blocks(file: BinaryIO, size: int = 1 << 17) -> Iterator[tuple[_Samples, int]]:
+def _blocks(file: BinaryIO, known: Survey, size: int = 1 << 17) -> Iterator[tuple[_Samples, int]]:
     """All of a recording, `size` samples (n, channels) at a time, and the rate in Hz."""
     import soundfile
 
     file.seek(0)
-    kept, n_read = _Kept(file), 0
+    kept, n_read = _Kept(file, known.mended), 0
     try:
         with soundfile.SoundFile(kept) as sound:
             # Else it seeks after each block, which fails where a FLAC does not say its length.
             sound.seekable = lambda: False
             rate = _check(sound.channels, sound.samplerate)
-            expected = _announced(sound, file)
+            expected = _announced(sound, known)
             kept.check()
             while len(audio := sound.read(size, dtype="float32", always_2d=True)):
                 kept.check()
                 n_read += len(audio)
                 yield audio, rate
             kept.check()
-            if expected == 0 and sound.format in _MP3:
-                _check_rest(file, n_read / rate)
+            if expected == 0 and known.frames is not None:
+                _check_rest(known.frames.seconds, n_read / rate)
     except (soundfile.LibsndfileError, TypeError) as error:  # the latter for headerless `.raw`
         kept.check()
         why = getattr(error, "error_string", None) or reason(error)
@@ -245,13 +277,13 @@ def _blocks(file: BinaryIO, size: int = 1 << 17) -> Iterator[tuple[_Samples, int
         )
 
 
-def _announced(sound: Any, file: BinaryIO) -> float | None:
+def _announced(sound: Any, known: Survey) -> float | None:
     """How many samples the header says there are; 0 if it does not say, None without an end."""
     log, frames = sound.extra_info, int(sound.frames)
     if sound.format == "OGG":  # says nothing, but marks the last page
         return None if "lacks an end-of-stream" in log else 0
     if sound.format in _MP3:
-        return frames if _counts_frames(file) else 0
+        return frames if known.frames is not None and known.frames.n_said else 0
     if frames >= _UNKNOWN_FRAMES:
         return 0
     if found := re.search(r"'ds64' chunk of (\d+)", log):
@@ -267,28 +299,12 @@ def _announced(sound: Any, file: BinaryIO) -> float | None:
     return frames * said / there if is_known else frames
 
 
-def _counts_frames(file: BinaryIO) -> bool:
-    """Whether an MP3's first frame says how many there are; else libsndfile guesses."""
-    at = file.tell()
-    file.seek(0)
-    head = file.read(10)
-    if head[:3] == b"ID3":
-        size = sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
-        file.seek(10 + size)
-        head = b""
-    head += file.read(1024)
-    file.seek(at)
-    return any(name in head for name in (b"Xing", b"Info", b"VBRI"))
-
-
-def _check_rest(file: BinaryIO, seconds: float) -> None:
+def _check_rest(seconds: float, read_s: float) -> None:
     """Refuse an MP3 of which libsndfile has read as much as it guessed, and there is more."""
-    at = file.tell()
-    end = file.seek(0, io.SEEK_END)
-    if end - at > max(end // 20, 4096):  # tags may lie at the end
+    if seconds > read_s + _SLACK_OF_MP3_S:
         raise AudioError(
-            f"its header does not say how long it is, and only its first {seconds:.1f} s can be "
-            "read; write it anew, as FLAC or WAV"
+            f"its header does not say how long it is, and only {read_s:.1f} s of {seconds:.1f} s "
+            "can be read; write it anew, as FLAC or WAV"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checkpoint.pickles import MAX_PROGRAM_BYTES, Machine, Name
+from ..config import CheckpointError
 from ..files import naming, shown
 from .classifier import Classifier
 
@@ -182,6 +183,8 @@ def import_classifier(path: Path) -> Classifier:
         CheckpointError: damaged, or holding anything else; the text names the file and what.
         OSError: it cannot be read.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{shown(path, 1000)} is a folder; name the pickle in it")
     with path.open("rb") as file:
         code = file.read(MAX_PROGRAM_BYTES + 1)
     with naming(path):
@@ -209,9 +212,11 @@ def _classifier(fields: dict[str, Any]) -> Classifier:
                 "cannot be known. Fit it again with labels 0 (not Bark) and 1 (Bark)"
             )
     classes, weight, bias = (_numbers(fields, n) for n in ("classes_", "coef_", "intercept_"))
+    # The greater is scikit-learn's positive class, of which `predict_proba` tells in column 1.
     if len(classes) != 2 or classes[0] >= classes[1] or classes[1] != 1:
         raise ValueError(
-            "its classes must be 0 and 1, of which 1 is Bark; they are "
+            "its classes must be two numbers of which the greater is 1, for Bark, as 0 and 1 are; "
+            "they are "
             f"{shown(', '.join(f'{value:g}' for value in classes[:9]))}"
         )
     if weight.ndim != 2 or len(weight) != 1 or bias.shape != (1,):
