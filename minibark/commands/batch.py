@@ -28,6 +28,7 @@ from .shared import (
     add_options,
     add_running,
     checkpoint_options,
+    is_same,
     open_bark,
     options_of,
     whole_number,
@@ -124,6 +125,11 @@ def _run(args: argparse.Namespace) -> None:
         options, plan = options_of(args, Options), options_of(args, LongOptions)
     except ValueError as error:
         args.parser.error(str(error))
+    if args.manifest != "-" and is_same(args.manifest, os.path.join(args.out, ERRORS)):
+        args.parser.error(
+            f"{args.manifest} is the file in which errors are told, and is written; give the "
+            "manifest another name"
+        )
     if args.ray is None and (args.workers or args.cores_per_worker):
         args.parser.error("--workers and --cores-per-worker go with --ray")
     if args.ray is not None and args.threads:
