@@ -321,7 +321,8 @@ def test_failures_are_one_plain_line_and_leave_nothing(name, model, tmp_path, ca
         (["say", "-i", "a.txt", "--raw", "-o", "./a.txt"], "-o and -i are the same file"),
         (["say", "a", "--raw", "-o", "a.npz", "--voice", "a.npz"], "-o and --voice are the same"),
         (["say", "a", "--raw", "-o", "a.npz", "--save-voice", "a.npz"], "are the same file"),
-        (["batch", "clips/errors.jsonl", "clips"], "give the manifest another name"),
+        (["batch", "clips/errors.jsonl", "clips"], "give the manifest another place"),
+        (["batch", "clips/one.json", "./clips"], "give the manifest another place"),
         (
             ["detect", "--import-classifier", "a.safetensors", "a.safetensors"],
             "OUT and --import-classifier are the same file",
