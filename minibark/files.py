@@ -59,6 +59,8 @@ def replacing(path: str | os.PathLike[str], *, sweeps: bool = True) -> Iterator[
         with _naming_target(part, target):
             scratch.mkdir(mode=0o700)
             yield part
+            if target.is_dir() and not part.is_dir():
+                raise IsADirectoryError(f"{target} is a folder; name a file in it")
             sync(part)
             if part.is_dir() and target.is_dir():
                 target.rmdir()

@@ -44,9 +44,9 @@ def semantic_prompt(text: Tensor, history: Tensor | None, config: GenerationConf
     length = config.max_input_semantic_length
     if len(text) > length:
         warn(
-            f"the text has {len(text)} tokens, Bark reads {length}: the last {len(text) - length} "
-            f"({100 * (len(text) - length) / len(text):.0f} %) are not spoken. `generate_long`, "
-            "as `minibark say`, says it in pieces."
+            f"the text has {len(text)} tokens, of which Bark reads the first {length}: the other "
+            f"{len(text) - length} are not spoken. In pieces it is said to the end: by `minibark "
+            "say` without --one-piece, or `generate_long` in Python"
         )
     text = text[:length] + config.text_encoding_offset
     history = text[:0] if history is None else history[-length:]

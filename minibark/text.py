@@ -118,7 +118,7 @@ def _readable(character: str, tokenizer: Tokenizer) -> str:
 
 def readable_ids(text: str, tokenizer: Tokenizer, level: str = "off") -> list[int]:
     """The ids of what `readable` makes of a text; its arguments and errors."""
-    return [index for _, ids in _read(text, tokenizer, level)[1] for index in ids]
+    return [index for _, ids in readable_words(text, tokenizer, level)[1] for index in ids]
 
 
 def readable(text: str, tokenizer: Tokenizer, level: str = "off") -> str:
@@ -127,11 +127,13 @@ def readable(text: str, tokenizer: Tokenizer, level: str = "off") -> str:
     Raises:
         ValueError: there is nothing to say.
     """
-    return _read(text, tokenizer, level)[0]
+    return readable_words(text, tokenizer, level)[0]
 
 
-def _read(text: str, tokenizer: Tokenizer, level: str) -> tuple[str, list[tuple[str, list[int]]]]:
-    """The text as `readable` gives it, and its words with their ids."""
+def readable_words(
+    text: str, tokenizer: Tokenizer, level: str = "off"
+) -> tuple[str, list[tuple[str, list[int]]]]:
+    """What `readable` gives, and its words with their ids as `Tokenizer.words` does; its errors."""
     if not text.strip():
         raise ValueError("the text is empty; give at least one word")
     text = plain(text, tokenizer, level)

@@ -318,6 +318,15 @@ def test_failures_are_one_plain_line_and_leave_nothing(name, model, tmp_path, ca
         (["say", "a", "--threads", "0"], "not in [1, 1024]"),
         (["say", "a", "-o", "a.aac"], ".wav, .flac, .ogg, .opus, .mp3"),
         (["say", "a", "--save-voice", "a.wav"], ".npz"),
+        (["say", "-i", "a.txt", "--raw", "-o", "./a.txt"], "-o and -i are the same file"),
+        (["say", "a", "--raw", "-o", "a.npz", "--voice", "a.npz"], "-o and --voice are the same"),
+        (["say", "a", "--raw", "-o", "a.npz", "--save-voice", "a.npz"], "are the same file"),
+        (["batch", "clips/errors.jsonl", "clips"], "give the manifest another place"),
+        (["batch", "clips/one.json", "./clips"], "give the manifest another place"),
+        (
+            ["detect", "--import-classifier", "a.safetensors", "a.safetensors"],
+            "OUT and --import-classifier are the same file",
+        ),
         (["say", "a", "--precision", "int3"], "invalid choice"),
         (["say", "a", "--stage", "coarse"], "STAGE=PLACE"),
     ],
@@ -351,7 +360,9 @@ def test_long_text_warns_in_one_line(model, tmp_path, capsys):
     ]
     assert main(args) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("minibark: warning: the text has 400 tokens, Bark reads 256")
+    assert line.startswith(
+        "minibark: warning: the text has 400 tokens, of which Bark reads the first 256"
+    )
 
 
 def test_bad_stdin_is_refused(model):

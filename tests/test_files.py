@@ -89,7 +89,8 @@ def test_a_directory_replaces_nothing_but_an_empty_one(tmp_path):
     with pytest.raises(OSError, match="not empty"), replacing(path) as part:
         part.mkdir()
         (part / "newer").touch()
-    with pytest.raises(OSError, match="folder"), replacing(path) as part:
+    expected = rf"^{path} is a folder; name a file in it$"  # and not its temporary place
+    with pytest.raises(IsADirectoryError, match=expected), replacing(path) as part:
         part.write_text("a file")
     (tmp_path / "file").write_text("old")
     with pytest.raises(OSError, match="file"), replacing(tmp_path / "file") as part:

@@ -21,10 +21,10 @@ from minibark.coarse import start_row, window_prompt
 from minibark.commands.main import main
 from minibark.gpu.decoder import GraphDecoder
 from minibark.semantic import semantic_prompt
-from minibark.study import Trace, numbers, page, trace
+from minibark.study import Trace, numbers, page, read_text, save_page, trace
 from minibark.study.align import LEAD_S, align, best_path, monotonicity, pick_heads
 from minibark.study.attention import text_attention
-from minibark.study.words import Word, words_of_ids, words_of_text
+from minibark.study.words import Word, placed_words, words_of_ids
 
 TEXT, VOICE, SEED = "The weather will be fine in the morning.", "female", 0
 EVIL = (
@@ -193,7 +193,7 @@ def test_words_end_with_the_sound_and_what_cannot_be_read_has_no_time(bark, seen
 
 
 def test_words_have_their_slots(bark):
-    words = words_of_text("Bark, 😀 hello", bark.tokenizer, 5)
+    words = placed_words(bark.tokenizer.words("Bark, 😀 hello"), bark.tokenizer, 5)
     ids = bark.tokenizer.encode("Bark, 😀 hello")
     assert [i for word in words for i in word.ids] == ids
     assert [word.text for word in words] == ["Bark", ",", "😀", "hello"]
@@ -265,11 +265,13 @@ class Tables(HTMLParser):
         super().__init__()
         self.found: dict[str, list[list[str]]] = {}
         self.open: list[str] = []
+        self.ids: list[str] = []
         self.scripts = 0
         self.rows: list[list[str]] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value or "" for name, value in attrs if name == "id"]
         if tag in ("meta", "link", "img"):
             return
         self.open.append(tag)
@@ -296,6 +298,7 @@ def test_the_page_can_be_read_without_javascript_and_is_small(seen):
     html = page(seen)
     tables = Tables(html)
     assert tables.open == [] and tables.scripts == 1
+    assert len(tables.ids) == len(set(tables.ids)) > 15
     rows = tables.found["semantic-data"][1:]
     assert [int(row[2]) for row in rows] == seen.voice.semantic.tolist()
     rows = tables.found["frame-data"][1:]
@@ -307,7 +310,7 @@ def test_the_page_can_be_read_without_javascript_and_is_small(seen):
 
 
 def test_text_from_outside_stays_text(bark, seen):
-    words = words_of_text(EVIL, bark.tokenizer, 64)[: len(seen.words)]
+    words = placed_words(bark.tokenizer.words(EVIL), bark.tokenizer, 64)[: len(seen.words)]
     settings = seen.settings | {"text": EVIL, "voice": EVIL, "model": EVIL}
     html = page(dataclasses.replace(seen, text=EVIL, words=words, settings=settings))
     tables = Tables(html)
@@ -329,7 +332,7 @@ def test_numbers_are_json_and_the_same_as_the_arrays(seen):
 
 def test_a_text_that_is_far_too_long_is_shown_in_part(bark, seen):
     text = "All work and no play. " * 8_000
-    words = words_of_text(text, bark.tokenizer, 64)
+    words = placed_words(bark.tokenizer.words(text), bark.tokenizer, 64)
     settings = seen.settings | {"text": text}
     long = dataclasses.replace(seen, text=text, words=words, settings=settings)
     html, short = page(long), page(seen)
@@ -340,7 +343,37 @@ def test_a_text_that_is_far_too_long_is_shown_in_part(bark, seen):
     found = numbers(long)
     assert found["n_words_left_out"] == n_left > 40_000
     assert len(found["words"]) == len(shown) - 1
+    assert len(found["text"]) + found["n_characters_left_out"] == len(text)
+    assert found["settings"]["text"] == text and len(json.dumps(found)) < 1.6 * len(text) + 200_000
     assert command_in(html)[-2:] == ["-i", "text.txt"] and "into text.txt first" in html
+
+
+def test_words_that_were_not_said_are_guesses_or_have_no_button(bark):
+    text = "Hello my friend of mine how are you!"
+    found = trace(bark, text, VOICE, seed=0, max_duration_s=0.8)
+    times = {found.words[time.word].text: time for time in found.alignment.words}
+    assert found.ended == "limit" and not times["!"].has_time and times["!"].is_guess
+    assert not times["my"].is_guess and times["mine"].is_guess and times["mine"].has_time
+    html = page(found)
+    notes = {row[0]: row[4] for row in Tables(html).found["word-times"][1:]}
+    assert (notes["my"], notes["mine"], notes["!"]) == ("", "a guess", "no sound is left for it")
+    chips = re.findall(r"<li><(button|span)([^>]*)>(.*?)</\1></li>", html)
+    assert len(chips) == len(times)
+    for (tag, attributes, content), (word, time) in zip(chips, times.items(), strict=True):
+        assert f">{word}</bdi>" in content
+        assert (tag == "button") == time.has_time == ("data-from" in attributes)
+        assert ("guess" in attributes) == (time.is_guess or not time.has_time)
+        assert bool(notes[word]) == (f"({notes[word]})" in content)
+    assert html.count('<g class="word') == sum(time.has_time for time in times.values())
+
+
+def test_a_text_read_before_gives_the_same_trace(bark):
+    read = read_text(bark, "Good “morning”.", "plain")
+    assert read.text == 'Good "morning".' and read.given == "Good “morning”."
+    found = trace(bark, read, VOICE, seed=0, max_duration_s=0.25, normalize="plain")
+    other = trace(bark, read.given, VOICE, seed=0, max_duration_s=0.25, normalize="plain")
+    np.testing.assert_array_equal(found.audio, other.audio)
+    assert found.words == other.words and found.settings == other.settings
 
 
 def test_what_no_command_can_have_is_said(bark, tmp_path):
@@ -405,6 +438,37 @@ def test_the_command_of_a_page_whose_text_came_by_a_pipe(tmp_path, monkeypatch):
     assert torch.equal(Voice.load("one.npz").fine, Voice.load("first.npz").fine)
 
 
+def test_what_is_not_spoken_is_told_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    quick = ["--model", "tiny", "--max-duration", "0.25", "-q"]
+    assert main(["inspect", "Good morning. [pause:1s] How are you?", *quick]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "say would speak this text in 2 pieces" in line
+    assert main(["inspect", "Good morning, all of you. " * 400, *quick]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "reads the first 64: the other" in line and "minibark say" in line
+
+
+def test_the_voice_that_is_used_is_not_written_over(bark, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    bark.load_voice(VOICE).save("she.npz")
+    before = Path("she.npz").read_bytes()
+    words = ["inspect", "Hi.", "--model", "tiny", "--voices-dir", ".", "--voice", "she"]
+    assert main([*words, "--save-voice", "./she.npz"]) == 1
+    assert "is the file of the voice she" in capsys.readouterr().err
+    assert Path("she.npz").read_bytes() == before and not Path("inspect.html").exists()
+
+
+@pytest.mark.parametrize("place", ["", "sub.html", "~"])
+def test_a_folder_is_no_place_for_a_page(place, seen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("sub.html").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"is a folder; name a file in it$") as caught:
+        save_page(seen, place)
+    assert ".part" not in str(caught.value)
+
+
 def test_all_files_are_written_or_none(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("full.json").symlink_to("/dev/full")
@@ -423,6 +487,7 @@ def test_all_files_are_written_or_none(tmp_path, monkeypatch, capsys):
         (["--json", ""], "--json must end in .json"),
         (["--save-voice", ""], "--save-voice must end in .npz"),
         (["-o", "a.html", "--json", "link.json"], "-o and --json are the same file"),
+        (["--voice", "v.npz", "--save-voice", "./v.npz"], "--save-voice and --voice are the same"),
     ],
 )
 def test_odd_places_are_refused(words, message, tmp_path, monkeypatch, capsys):

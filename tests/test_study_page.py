@@ -108,6 +108,23 @@ def test_a_word_is_heard_where_it_is_said_and_no_further(page, seen):
     assert page.evaluate(AT) == pytest.approx(time.end_s, abs=0.15)
 
 
+def test_a_word_s_end_counts_no_more_after_a_pause_or_the_player_s_own_bar(page, seen):
+    word, player = seen.alignment.words[1], "document.getElementById('player')"
+    page.click(".words li:nth-child(2) button")
+    page.evaluate(f"{player}.pause()")
+    page.evaluate(WAIT.format(50))
+    page.evaluate(f"{player}.play()")
+    page.evaluate(WAIT.format(1000 * (word.end_s - word.start_s) + 200))
+    assert not page.evaluate(f"{player}.paused") and page.evaluate(AT) > word.end_s + 0.05
+    page.click(".words li:nth-child(2) button")  # while it plays; the page's own way counts
+    page.evaluate(WAIT.format(1000 * (word.end_s - word.start_s) + 300))
+    assert page.evaluate(f"{player}.paused")
+    page.click(".words li:nth-child(2) button")
+    page.evaluate(f"{player}.currentTime = {word.end_s + 0.3}")  # as the bar does
+    page.evaluate(WAIT.format(200))
+    assert not page.evaluate(f"{player}.paused") and page.evaluate(AT) > word.end_s + 0.35
+
+
 def test_the_last_word_can_be_heard_and_then_the_first(page, seen):
     n = len(seen.alignment.words)
     for number, time in ((n, seen.alignment.words[-1]), (1, seen.alignment.words[0])):
@@ -165,6 +182,20 @@ def test_keys(page, seen):
     assert not page.evaluate("document.getElementById('player').paused")
 
 
+def test_a_wide_table_can_be_scrolled_by_keys(page):
+    table = "document.getElementById('cost-data').parentNode"
+    size = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    page.call("Emulation.setDeviceMetricsOverride", **size)
+    page.until(f"{table}.tabIndex === 0")
+    page.evaluate(f"{table}.focus()")
+    page.key("ArrowRight", number=39)
+    page.until(f"{table}.scrollLeft > 0")
+    assert page.evaluate(AT) == 0
+    page.call("Emulation.clearDeviceMetricsOverride")
+    prompts = "document.getElementById('prompts').parentNode"  # which has room again
+    page.until(f"!{prompts}.hasAttribute('tabindex')")
+
+
 def test_without_javascript_all_can_be_read(page, url, seen):
     page.call("Emulation.setScriptExecutionDisabled", value=True)
     page.navigate(url)
@@ -176,9 +207,9 @@ def test_without_javascript_all_can_be_read(page, url, seen):
         ("word-times", len(seen.alignment.words)),
         ("windows", len(seen.windows)),
         ("frame-data", seen.voice.fine.shape[1]),
-        ("depths", 4),
-        ("costs", 4),
-        ("settings", 15),
+        ("depth-data", 4),
+        ("cost-data", 4),
+        ("setting-data", 15),
     ):
         rows = page.call("DOM.querySelectorAll", nodeId=root, selector=f"#{table} tbody tr")
         assert len(rows["nodeIds"]) >= least, table

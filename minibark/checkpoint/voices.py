@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import os
@@ -142,6 +143,14 @@ class Voices:
             return all(self._find(path).is_file() for path in self._files[name].values())
         except FileNotFoundError:
             return False
+
+    def files(self, voice: str | None) -> list[Path]:
+        """The files here of the voice of a name; none where there is no such voice."""
+        found = []
+        for path in self._files.get(voice or "", {}).values():
+            with contextlib.suppress(FileNotFoundError):
+                found.append(self._find(path))
+        return found
 
     def load(self, name: str) -> Voice:
         """The voice of that name.

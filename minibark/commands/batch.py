@@ -28,6 +28,7 @@ from .shared import (
     add_options,
     add_running,
     checkpoint_options,
+    is_same,
     open_bark,
     options_of,
     whole_number,
@@ -124,6 +125,13 @@ def _run(args: argparse.Namespace) -> None:
         options, plan = options_of(args, Options), options_of(args, LongOptions)
     except ValueError as error:
         args.parser.error(str(error))
+    own = {ERRORS, os.path.basename(args.manifest)} if args.manifest != "-" else set()
+    for name in (name for name in own if name == ERRORS or name.endswith(".json")):
+        if is_same(args.manifest, os.path.join(args.out, name)):
+            args.parser.error(
+                f"{args.manifest} is what a record or the list of errors may be written to; give "
+                "the manifest another place"
+            )
     if args.ray is None and (args.workers or args.cores_per_worker):
         args.parser.error("--workers and --cores-per-worker go with --ray")
     if args.ray is not None and args.threads:

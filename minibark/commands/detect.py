@@ -13,7 +13,7 @@ from ..config import CheckpointError
 from ..files import shown
 from .bars import Bars
 from .ends import complain
-from .shared import DEFAULT_MODEL, check_writable, show, tell
+from .shared import DEFAULT_MODEL, check_distinct, check_writable, show, tell
 
 if TYPE_CHECKING:
     from ..checkpoint.opened import Checkpoint
@@ -190,6 +190,10 @@ def _import(args: argparse.Namespace, out: str) -> None:
 
     if not args.import_classifier:
         args.parser.error("--import-classifier needs a file's name, not ''")
+    try:
+        check_distinct({"OUT": out}, {"--import-classifier": args.import_classifier})
+    except ValueError as error:
+        args.parser.error(str(error))
     check_writable(Path(out))
     check_no_card(out)
     classifier = import_classifier(Path(os.path.expanduser(args.import_classifier)))

@@ -5,20 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import itertools
 import os
 import secrets
 import shlex
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bark import Bark
 from ..files import is_file, replacing, warn
 from ..options import Options
+from ..speech.pieces import cut, is_one
 from ..speech.plan import LongOptions
-from ..speech.reading import Reading
 from ..speech.split import MissingExtraError
 from .bars import Bars
 from .ends import complain
@@ -27,13 +25,15 @@ from .shared import (
     add_model,
     add_options,
     add_running,
+    check_distinct,
     check_writable,
+    is_same,
     open_bark,
     options_of,
 )
 
 if TYPE_CHECKING:
-    from ..study import Trace
+    from ..study import ReadText, Trace
     from .shared import Commands
 
 
@@ -68,16 +68,18 @@ def _run(args: argparse.Namespace) -> None:
         args.parser.error(str(error))
     for place in filter(None, (args.output, args.json, args.save_voice)):
         check_writable(Path(place))
-    from ..study import trace
+    from ..study import read_text, trace
 
     text = text_of(args)
     bark = open_bark(args)
-    _tell_of_pieces(bark, text, args, options)
+    _check_named_voice(bark, args)
+    read = read_text(bark, text, options.normalize)
+    _tell_of_pieces(bark, read)
     if options.seed is None:  # one that the page can name
         options = dataclasses.replace(options, seed=secrets.randbelow(2**31))
     start = time.perf_counter()
     with Bars(args.quiet) as bars:
-        seen = trace(bark, text, args.voice, on_step=bars.step, **vars(options))
+        seen = trace(bark, read, args.voice, on_step=bars.step, **vars(options))
     _write(seen, args, _command(args, text, options))
     if not args.quiet:
         wall_s = time.perf_counter() - start
@@ -98,32 +100,36 @@ def _check_places(args: argparse.Namespace) -> None:
         is_folder = place.endswith(("/", os.sep))
         if is_folder or Path(place).suffix.lower() not in suffixes[flag]:
             raise ValueError(f"{flag} must end in {suffixes[flag][0]}, got {place!r}")
-    if args.input not in (None, "-"):
-        given["-i"] = args.input
-    for (flag, one), (other_flag, other) in itertools.combinations(given.items(), 2):
-        if _is_same(one, other):
-            raise ValueError(f"{flag} and {other_flag} are the same file, {other}; give two")
+    voice = args.voice if args.voice and args.voice.lower().endswith(".npz") else None
+    check_distinct(places, {"-i": None if args.input == "-" else args.input, "--voice": voice})
 
 
-def _is_same(one: str, other: str) -> bool:
-    one, other = (os.path.realpath(os.path.expanduser(place)) for place in (one, other))
-    with contextlib.suppress(OSError, ValueError):  # it is not there yet
-        return os.path.samefile(one, other)
-    return os.path.normcase(one) == os.path.normcase(other)
+def _check_named_voice(bark: Bark, args: argparse.Namespace) -> None:
+    """Refuse to write over a voice of the model's, or of --voices-dir, that is to be used."""
+    if args.save_voice and any(
+        is_same(args.save_voice, at) for at in bark.voices.files(args.voice)
+    ):
+        raise ValueError(
+            f"--save-voice {args.save_voice} is the file of the voice {args.voice}; give another"
+        )
 
 
-def _tell_of_pieces(bark: Bark, text: str, args: argparse.Namespace, options: Options) -> None:
-    """Say that `say` would make more than one utterance of a text, which this does not."""
+def _tell_of_pieces(bark: Bark, read: ReadText) -> None:
+    """Say that `say` would make more than one utterance of a text, which this does not.
+
+    Of a text that has too many tokens for one `trace` says it.
+    """
+    limit = bark.config.generation.max_input_semantic_length
+    if read.n_ids > limit:
+        return
     try:
-        with warnings.catch_warnings():  # `trace` reads it again, and warns
-            warnings.simplefilter("ignore")
-            reading = Reading(bark, options, LongOptions()).text(text, args.voice)
+        pieces = cut(read.text, bark.tokenizer, limit, LongOptions())
     except MissingExtraError:
         return
-    if not reading.is_one:
+    if not is_one(pieces):
         warn(
-            f"say would speak this text in {len(reading.turns)} pieces; here it is one utterance, "
-            "as with say --one-piece"
+            f"say would speak this text in {len(pieces)} pieces; here it is one utterance, as with "
+            "say --one-piece"
         )
 
 

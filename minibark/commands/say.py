@@ -24,6 +24,7 @@ from .shared import (
     add_model,
     add_options,
     add_running,
+    check_distinct,
     check_writable,
     naming_stdout,
     open_bark,
@@ -188,6 +189,10 @@ def _check_places(args: argparse.Namespace) -> None:
         raise ValueError("-o - writes audio; send it to a file or a pipe, not a terminal")
     if args.save_voice and Path(args.save_voice).suffix.lower() != ".npz":
         raise ValueError(f"--save-voice must end in .npz, got {args.save_voice!r}")
+    sound = None if args.output == "-" else args.output
+    read = {"-i": None if args.input == "-" else args.input}
+    check_distinct({"-o": sound, "--save-voice": args.save_voice}, read)
+    check_distinct({"-o": sound}, {"--voice": args.voice})  # a voice may be gone on with in place
 
 
 def check_text(args: argparse.Namespace) -> None:

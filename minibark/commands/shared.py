@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -228,6 +229,34 @@ def check_writable(path: Path) -> None:
         raise IsADirectoryError(f"{path} is a folder; name a file in it")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise PermissionError(f"{path} cannot be written; choose another place")
+
+
+def check_distinct(
+    outputs: Mapping[str, str | None], inputs: Mapping[str, str | None] | None = None
+) -> None:
+    """Refuse an output that is another output too, or an input: it would be written over.
+
+    Both map what the command line calls a place to the place; None is none.
+
+    Raises:
+        ValueError: two are the same file.
+    """
+    made = [(flag, place) for flag, place in outputs.items() if place is not None]
+    read = [(flag, place) for flag, place in (inputs or {}).items() if place is not None]
+    for (flag, one), (other_flag, other) in (
+        *itertools.combinations(made, 2),
+        *itertools.product(made, read),
+    ):
+        if is_same(one, other):
+            raise ValueError(f"{flag} and {other_flag} are the same file, {other}; give two")
+
+
+def is_same(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two places are one file, whether or not it is there yet."""
+    one, other = (os.path.realpath(os.path.expanduser(place)) for place in (one, other))
+    with contextlib.suppress(OSError, ValueError):  # it is not there yet
+        return os.path.samefile(one, other)
+    return os.path.normcase(one) == os.path.normcase(other)
 
 
 def whole_number(least: int, most: int) -> Any:

@@ -27,6 +27,8 @@ LEAD_S = 0.045
 
 MIN_SHARE = 0.5  # of the best head's score, for a head to be heard too
 MAX_HEADS = 4
+LEAST_WEIGHT = 0.3  # below it a word's time is a guess
+LEAST_S = 0.01  # half a token: what is shorter was left no time, at the end of the sound
 _FLOOR = 1e-3  # a weight below this tells nothing
 
 
@@ -58,6 +60,16 @@ class WordTime:
     start_s: float
     end_s: float
     weight: float
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether the heads hardly looked at it in its time, as where it was not said at all."""
+        return self.weight < LEAST_WEIGHT
+
+    @property
+    def has_time(self) -> bool:
+        """Whether there is any sound of it to hear."""
+        return self.end_s - self.start_s >= LEAST_S
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from ..files import replacing
 from .draws import Array, Draws
 from .sound import difference
 from .tracing import Trace
-from .words import shown_words
+from .words import MOST_TEXT, shown_words
 
-VERSION = 1
+VERSION = 2
 """Of the document; it changes when a name or a meaning does."""
 
 
@@ -23,7 +23,8 @@ def numbers(trace: Trace) -> dict[str, Any]:
     """All of a trace but the sound itself; of attention, that of the heads that were picked.
 
     Of a text that is far too long the first words that found no slot are here, and the count of
-    the others, `n_words_left_out`.
+    the others, `n_words_left_out`; of more than 20,000 characters those, and the count of the
+    others, `n_characters_left_out`. `settings` has the text whole, as it was given.
 
     Names are those of `Trace` and what it is made of; times are in seconds, rows as in the arrays.
     """
@@ -36,7 +37,8 @@ def numbers(trace: Trace) -> dict[str, Any]:
     apart = {depth: difference(a, trace.audio, rate_hz) for depth, a in trace.depths.items()}
     return {
         "version": VERSION,
-        "text": trace.text,
+        "text": trace.text[:MOST_TEXT],
+        "n_characters_left_out": max(0, len(trace.text) - MOST_TEXT),
         "words": [dataclasses.asdict(word) for word in shown],
         "n_words_left_out": n_left,
         "histories": dataclasses.asdict(trace.histories),
@@ -84,8 +86,9 @@ def save_numbers(trace: Trace, path: str | os.PathLike[str]) -> None:
 
 def check_place(path: str | os.PathLike[str]) -> None:
     """IsADirectoryError, which names it, where a file is to be written over a folder."""
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{os.fspath(path)!s} is a folder; name a file in it")
+    place = os.path.realpath(os.path.expanduser(path))  # as `replacing` does; "" is the folder here
+    if os.path.isdir(place):
+        raise IsADirectoryError(f"{place} is a folder; name a file in it")
 
 
 def _draws(draws: Draws) -> dict[str, Any]:

@@ -20,7 +20,9 @@
   const semanticRate = rate("semantic-data");
   const frameRate = rate("frame-data");
   const duration = () => (Number.isFinite(player.duration) ? player.duration : 0);
+  // Where a word that was asked for ends, and where the page itself went last.
   let until = Infinity;
+  let aim = 0;
 
   root.classList.add("live");
   for (const lane of lanes) {
@@ -71,6 +73,7 @@
   function seek(at) {
     until = Infinity;
     player.currentTime = Math.max(0, Math.min(at, duration()));
+    aim = player.currentTime;
     draw();
   }
 
@@ -113,6 +116,13 @@
     say("");
     follow();
   });
+  // Who pauses, or goes elsewhere by the player's own bar, is done with the word.
+  player.addEventListener("pause", () => {
+    if (player.paused) until = Infinity;
+  });
+  player.addEventListener("seeking", () => {
+    if (Math.abs(player.currentTime - aim) > 0.02) until = Infinity;
+  });
   player.addEventListener("error", () => {
     const what = player.error?.message || `error ${player.error?.code}`;
     say(`The player has failed (${what}). Load the page again to hear it.`);
@@ -124,12 +134,24 @@
   }
   for (const event of ["timeupdate", "seeked", "loadedmetadata", "ended"]) player.addEventListener(event, draw);
 
+  // A table with more than its box shows is scrolled by keys, and not every browser lets Tab reach it.
+  const isWide = (box) => box.scrollWidth > box.clientWidth;
+  const sizes = new ResizeObserver((entries) => {
+    for (const { target: box } of entries) {
+      if (isWide(box) || box.scrollHeight > box.clientHeight) box.tabIndex = 0;
+      else box.removeAttribute("tabindex");
+    }
+  });
+  for (const box of document.querySelectorAll(".table")) sizes.observe(box);
+
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
     const isPlayer = event.target === player;
     if (event.target.closest("input, textarea") || (event.target.closest("audio") && !isPlayer)) return;
     // The browser's own player takes space itself.
     const isControl = isPlayer || event.target.closest("button, summary, a");
+    const box = event.target.closest(".table");
+    if (box && isWide(box) && ["ArrowLeft", "ArrowRight"].includes(event.key)) return;
     const step = event.shiftKey ? 0.5 : 0.02;
     if (event.key === " " && !isControl) {
       if (player.paused) play();

@@ -16,8 +16,7 @@ from .shown_codes import part_codes
 from .shown_sound import part_costs, part_depths, part_settings, part_sound, sound
 from .shown_tokens import part_alignment, part_semantic, part_text
 from .tracing import Trace
-
-_MOST_TEXT = 20_000  # characters that are shown
+from .words import MOST_TEXT
 
 
 def page(trace: Trace, command: str | None = None) -> str:
@@ -78,9 +77,9 @@ def _whole(words: str) -> str:
     """A text that the heading has only the beginning of, up to a length."""
     if short(words) == words:
         return ""
-    more = len(words) - _MOST_TEXT
+    more = len(words) - MOST_TEXT
     rest = f"<p>{more:,} characters more.</p>" if more > 0 else ""
-    shown = f'<p><bdi dir="auto">{text(short(words, _MOST_TEXT))}</bdi></p>'
+    shown = f'<p><bdi dir="auto">{text(short(words, MOST_TEXT))}</bdi></p>'
     return folded(f"The whole text, {len(words):,} characters", shown + rest)
 
 

@@ -55,7 +55,7 @@ def part_depths(trace: Trace) -> str:
         )
         rows.append((depth, *figures))
     numbers = table(
-        "depths",
+        "depth-data",
         ("codebooks", "error, dB", "spectra apart, dB"),
         rows,
         "Against all codebooks: the energy of the difference over that of the sound, and the "
@@ -134,7 +134,7 @@ def part_costs(trace: Trace) -> str:
         f"{total_s / trace.duration_s:.2f}, loading not counted; fine tokens are those of the "
         "filled codebooks, the codec's are frames."
     )
-    return f"<p>{text(told)}</p>{table('costs', heads, rows)}"
+    return f"<p>{text(told)}</p>{table('cost-data', heads, rows)}"
 
 
 def part_settings(trace: Trace, command: str | None) -> str:
@@ -168,4 +168,4 @@ def part_settings(trace: Trace, command: str | None) -> str:
         )
     elif settings["seed"] is None:
         again += "<p>No seed was given, so it will be another sound.</p>"
-    return f"{again}{table('settings', ('setting', 'value'), rows)}"
+    return f"{again}{table('setting-data', ('setting', 'value'), rows)}"

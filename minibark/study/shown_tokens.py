@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .align import LEAST_WEIGHT, WordTime
 from .markup import (
     Html,
     counted,
@@ -26,6 +27,10 @@ from .words import shown_words
 
 _ROW = 13  # pixels of a slot in the map of attention
 _LEAST_P = 1e-9  # what the curve of P(end) goes down to
+_DIM = (
+    f"A dim word is a guess, with a weight below {LEAST_WEIGHT}: the heads hardly looked at it, so "
+    "it may not have been said at all; where no sound is left for it, it has no button."
+)
 _WHY = {
     "probable": "P(end) reached min_eos_p",
     "drawn": "the end token was drawn",
@@ -184,11 +189,7 @@ def part_alignment(trace: Trace) -> str:
     pieces = [piece for word in heard for piece in word.pieces][: found.weights.shape[1]]
     width = width_of(trace, len(found.weights), rate_hz)
     height = _ROW * len(pieces)
-    chips = "".join(
-        f'<li><button type="button" data-from="{time.start_s:.6f}" data-to="{time.end_s:.6f}">'
-        f"{said(short(trace.words[time.word].text))}</button></li>"
-        for time in found.words
-    )
+    chips = "".join(_chip(trace.words[time.word].text, time) for time in found.words)
     steps = "".join(
         f"{'M' if i == 0 else 'L'}{i} {slot + 0.5}h1" for i, slot in enumerate(found.slots.tolist())
     )
@@ -201,9 +202,10 @@ def part_alignment(trace: Trace) -> str:
             time.start_s,
             time.end_s,
             short(trace.words[time.word].text),
-            f'class="word" data-from="{time.start_s:.6f}" data-to="{time.end_s:.6f}"',
+            f'class="word{" guess" if time.is_guess else ""}" {_data(time)}',
         )
         for time in found.words
+        if time.has_time
     ]
     picture = image(ink(found.weights.T, TEAL), "attention over slots and time", width, height)
     rows = [
@@ -221,10 +223,10 @@ def part_alignment(trace: Trace) -> str:
     )
     times = table(
         "word-times",
-        ("word", "from, s", "to, s", "weight on it"),
+        ("word", "from, s", "to, s", "weight on it", "note"),
         (
             (Html(said(short(trace.words[t.word].text))), f"{t.start_s:.2f}", f"{t.end_s:.2f}",
-             f"{t.weight:.2f}")
+             f"{t.weight:.2f}", _note(t))
             for t in found.words
         ),
         "When each word is said",
@@ -235,10 +237,32 @@ def part_alignment(trace: Trace) -> str:
         ((layer, *(f"{s:.2f}" for s in row)) for layer, row in enumerate(found.scores.tolist())),
     )
     return (
-        f'<p>Click a word to hear it.</p><ol class="words">{chips}</ol>{plot(rows, "word")}'
+        f'<p><span class="js">Click a word to hear it.</span> {_DIM}</p>'
+        f'<ol class="words">{chips}</ol>{plot(rows, "word")}'
         f"<p>The heads that follow the text here: {text(names)}.</p>{times}"
         f"{folded('The score of every head', scores)}"
     )
+
+
+def _chip(name: str, time: WordTime) -> str:
+    """A word's button; where there is nothing to hear, the word alone."""
+    note = f'<span class="unseen"> ({text(_note(time))})</span>' if _note(time) else ""
+    content = said(short(name)) + note
+    if not time.has_time:
+        return f'<li><span class="chip guess">{content}</span></li>'
+    kind = ' class="guess"' if time.is_guess else ""
+    return f'<li><button type="button"{kind} {_data(time)}>{content}</button></li>'
+
+
+def _data(time: WordTime) -> str:
+    return f'data-from="{time.start_s:.6f}" data-to="{time.end_s:.6f}"'
+
+
+def _note(time: WordTime) -> str:
+    """What is doubtful about a word's time; "" if nothing is."""
+    if not time.has_time:
+        return "no sound is left for it"
+    return "a guess" if time.is_guess else ""
 
 
 def _map_lane(name: str, pieces: Sequence[str], content: str, height: int) -> str:

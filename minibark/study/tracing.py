@@ -17,11 +17,11 @@ from ..bark import Bark
 from ..checkpoint.voices import VoiceLike
 from ..coarse import start_row
 from ..config import BarkConfig, GenerationConfig
-from ..options import GenerateOptions, Options, TokensLike, token_ids
+from ..options import GenerateOptions, TokensLike, token_ids
 from ..pipeline import Audio, Row, warn_of_ends
 from ..semantic import semantic_prompt
 from ..speech.plan import one_utterance
-from ..text import readable
+from ..text import readable_words
 from ..voice import Voice
 from .align import Alignment, align
 from .attention import text_attention
@@ -29,7 +29,7 @@ from .costs import Clock, Cost
 from .draws import Array, Draws, draws_of, draws_of_fine, end_probabilities
 from .settings import settings_of
 from .watch import Call, watch
-from .words import Word, words_of_ids, words_of_text
+from .words import ReadText, Word, placed_words, words_of_ids
 
 DEPTHS = (1, 2, 4)  # codebooks that the sound is decoded with, beside all
 
@@ -125,7 +125,10 @@ class Trace:
 
 
 def trace(
-    bark: Bark, text: str | TokensLike, voice: VoiceLike = None, **options: Unpack[GenerateOptions]
+    bark: Bark,
+    text: str | TokensLike | ReadText,
+    voice: VoiceLike = None,
+    **options: Unpack[GenerateOptions],
 ) -> Trace:
     """All that happens when `bark.generate(text, voice, **options)` makes one utterance.
 
@@ -134,7 +137,7 @@ def trace(
 
     Args:
         bark: any, in every precision and on every device.
-        text: what to say, or its token ids.
+        text: what to say, or its token ids; or what `read_text` has made of them.
         voice: how to sound.
         **options: as of `Bark.generate`; the same seed gives the same samples.
 
@@ -145,10 +148,9 @@ def trace(
     on_step = knobs.pop("on_step", None)
     checked = one_utterance(knobs)
     g, history = bark.pipeline.windowed(checked), bark.load_voice(voice)
-    read, words = _read(bark, text, checked)
-    ids = torch.tensor([index for word in words for index in word.ids])
-    given = text if isinstance(text, str) else None
-    settings = settings_of(bark, given, voice, history, checked)
+    read = text if isinstance(text, ReadText) else read_text(bark, text, checked.normalize)
+    ids = torch.tensor([index for word in read.words for index in word.ids])
+    settings = settings_of(bark, read.given, voice, history, checked)
     pipeline, seen = watch(bark.pipeline)
     row = Row(ids, history, checked.generator(bark.device))
     clock = Clock(pipeline, seen)
@@ -176,8 +178,8 @@ def trace(
         logits["fine"], fine, len(coarse), histories.fine, checked.fine_sampling, g
     )
     return Trace(
-        text=read,
-        words=words,
+        text=read.text,
+        words=read.words,
         histories=histories,
         voice=Voice(semantic, coarse, fine),
         audio=audio,
@@ -186,7 +188,7 @@ def trace(
         ended=_why_ended(len(semantic), end_p, checked.min_eos_p),
         attention=attention,
         alignment=align(
-            attention, words, g.semantic_rate_hz, len(audio) / bark.config.codec.sampling_rate
+            attention, read.words, g.semantic_rate_hz, len(audio) / bark.config.codec.sampling_rate
         ),
         coarse=Draws(*(values.reshape(-1, len(coarse)).T for values in vars(steps).values())),
         windows=tuple(_windows(seen["coarse"].calls, len(semantic), histories, g)),
@@ -199,18 +201,22 @@ def trace(
     )
 
 
-def _read(bark: Bark, text: str | TokensLike, options: Options) -> tuple[str, tuple[Word, ...]]:
-    """The text as the model reads it, and its words; errors are those of `Bark.generate`."""
+def read_text(bark: Bark, text: str | TokensLike, normalize: str | None = None) -> ReadText:
+    """A text, or token ids, as `trace` reads it with the option `normalize`; warns as it does.
+
+    Raises:
+        ValueError: as from `Bark.generate`.
+    """
     n_slots = bark.config.generation.max_input_semantic_length
     if isinstance(text, str):
-        read = readable(text, bark.tokenizer, options.normalize or bark.normalize)
-        return read, words_of_text(read, bark.tokenizer, n_slots)
+        read, found = readable_words(text, bark.tokenizer, normalize or bark.normalize)
+        return ReadText(text, read, placed_words(found, bark.tokenizer, n_slots))
     n_ids = bark.config.semantic.input_vocab_size - bark.config.generation.text_encoding_offset
     ids = token_ids(text, "text", 1, n_ids)
     if not len(ids):
         raise ValueError("text holds no ids; give at least one")
     words = words_of_ids(ids.tolist(), bark.tokenizer, n_slots)
-    return " ".join(word.text for word in words), words
+    return ReadText(None, " ".join(word.text for word in words), words)
 
 
 def _histories(voice: Voice | None, config: GenerationConfig) -> Histories:

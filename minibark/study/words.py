@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..tokenizer import Tokenizer
 
 MOST_CUT = 300  # words without a slot that are shown
+MOST_TEXT = 20_000  # characters of a text that are shown
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,26 @@ class Word:
         return self.n_slots > 0 and not self.is_unknown and any(map(str.isalnum, self.text))
 
 
+@dataclass(frozen=True)
+class ReadText:
+    """A text as the model reads it.
+
+    Attributes:
+        given: as it was given; None where ids were.
+        text: as it was read; of ids, their pieces.
+        words: its words, with their slots.
+    """
+
+    given: str | None
+    text: str
+    words: tuple[Word, ...]
+
+    @property
+    def n_ids(self) -> int:
+        """How many word pieces it has, with a slot or without."""
+        return sum(len(word.ids) for word in self.words)
+
+
 def shown_words(words: Sequence[Word]) -> tuple[Sequence[Word], int]:
     """The words that are worth showing, and how many more there are.
 
@@ -50,9 +71,11 @@ def shown_words(words: Sequence[Word]) -> tuple[Sequence[Word], int]:
     return words[:n], max(0, len(words) - n)
 
 
-def words_of_text(text: str, tokenizer: Tokenizer, n_slots: int) -> tuple[Word, ...]:
-    """The words of a text that has been made readable, in a prompt of so many slots."""
-    return tuple(_placed(tokenizer.words(text), tokenizer, n_slots))
+def placed_words(
+    words: Iterable[tuple[str, Sequence[int]]], tokenizer: Tokenizer, n_slots: int
+) -> tuple[Word, ...]:
+    """The words that `Tokenizer.words` gives, in a prompt of so many slots."""
+    return tuple(_placed(words, tokenizer, n_slots))
 
 
 def words_of_ids(ids: Sequence[int], tokenizer: Tokenizer, n_slots: int) -> tuple[Word, ...]:
@@ -70,14 +93,18 @@ def words_of_ids(ids: Sequence[int], tokenizer: Tokenizer, n_slots: int) -> tupl
 def _placed(
     words: Iterable[tuple[str, Sequence[int]]], tokenizer: Tokenizer, n_slots: int
 ) -> Iterator[Word]:
-    unknown, slot = tokenizer.encode("[UNK]"), 0
-    for text, ids in words:
+    unknown, slot = tuple(tokenizer.encode("[UNK]")), 0
+    pieces: dict[tuple[int, ...], tuple[str, ...]] = {}  # words come again and again
+    for text, given in words:
+        ids = tuple(given)
+        if ids not in pieces:
+            pieces[ids] = tuple(_piece(index, tokenizer) for index in ids)
         yield Word(
             text,
-            tuple(_piece(index, tokenizer) for index in ids),
-            tuple(ids),
+            pieces[ids],
+            ids,
             slot,
-            list(ids) == unknown and text != "[UNK]",
+            ids == unknown and text != "[UNK]",
             min(len(ids), max(0, slot + len(ids) - n_slots)),
         )
         slot += len(ids)
