@@ -35,7 +35,7 @@ needs_all = pytest.mark.skipif(
 )
 # Products of 2 layers of 4; those of 512 x 512 are small.
 CAUSAL = {
-    "float32": "products 2 Linear + 6 OneDNNLinear; attention 2 causal_attention; "
+    "float32": "products 6 OneDNNLinear + 2 SmallLinear; attention 2 causal_attention; "
     "table Embedding; head OneDNNHead; decoder CachedDecoder, cache RowSumCache",
     "float16": "products 8 Linear16; attention 2 causal_by_block; "
     "table Embedding16; head ReducedHead; decoder CachedDecoder, cache RowSumCache",
@@ -46,7 +46,8 @@ CAUSAL = {
 }
 CAUSAL["bfloat16"] = CAUSAL["float16"]
 FINE = {
-    "float32": "products 2 Linear + 6 OneDNNLinear; attention 2 full_attention; passes RowByRow",
+    "float32": "products 6 OneDNNLinear + 2 SmallLinear; attention 2 full_attention; "
+    "passes RowByRow",
     "float16": "products 8 Linear16; attention 2 full_by_head; passes RowByRow",
     "int8": "products 8 Int8ManyRows; attention 2 full_by_head; passes RowByRow",
 }

@@ -370,7 +370,7 @@ def test_a_float32_model_is_dressed_and_means_the_same():
     if cpu.has_onednn_linear():
         kinds = [type(module) for module in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj)]
         linear = float32.OneDNNLinear
-        assert kinds == [linear, torch.nn.Linear, linear, linear]
+        assert kinds == [linear, float32.SmallLinear, linear, linear]
         assert type(model.lm_head) is float32.OneDNNHead
     assert attn.c_proj.weight.stride() == (1, 512) and mlp.c_fc.weight.data_ptr() == place
     assert not attn.c_proj.weight.requires_grad
@@ -378,6 +378,9 @@ def test_a_float32_model_is_dressed_and_means_the_same():
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     torch.testing.assert_close(model(tokens), expected, rtol=0, atol=1e-3)
+    one = torch.randn(1, 1, 512)  # a single row, by which small matrices are multiplied otherwise
+    several = attn.c_proj(one.expand(2, 3, -1))
+    torch.testing.assert_close(several, attn.c_proj(one).expand(2, 3, -1), rtol=0, atol=1e-4)
 
 
 def test_what_is_reduced_where():
