@@ -3,9 +3,9 @@
     python benchmarks/bench_decode.py --model large --precision bfloat16 int8 --device cuda
     python benchmarks/bench_decode.py --model small --precision float32 int8
 
-A step must read its weights and the cache: its limit is the bandwidth of a copy. A prompt and a
-fine pass are products of many rows: theirs is the rate of torch's own product of two large
-matrices. Both limits are measured in the same run.
+A step must read its weights: its limit is the bandwidth of the memory, and each row's cache comes
+on top. A prompt and a fine pass are products of many rows: theirs is the rate of torch's own
+product of two large matrices. Both limits are measured in the same run.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from common import (
     add_options,
     checkpoint,
     close,
-    copy_bandwidth,
     machine_card,
+    memory_bandwidth,
     one_line,
     parse,
     positive,
@@ -81,9 +81,9 @@ def window_of(stage: str, g: GenerationConfig, n: int) -> tuple[int, list[slice]
 
 @torch.inference_mode()
 def time_step(
-    decoder: Decoder, bark: minibark.Bark, stage: str, args: argparse.Namespace
+    decoder: Decoder, bark: minibark.Bark, stage: str, n_rows: int, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """A step's seconds, the choice of the token included, and the bytes that it must read."""
+    """A step's seconds, the choice of the tokens included, and the bytes of its weights."""
     g, device = bark.config.generation, bark.device
     model = bark.model(stage)
     assert isinstance(model, GPT)
@@ -92,12 +92,12 @@ def time_step(
     length = min(length, model.config.block_size - n)
     n_merged = g.max_input_semantic_length if stage == "semantic" else 0
     generator = torch.Generator().manual_seed(0)
-    prompt = torch.randint(0, 10_000, (length + n_merged,), generator=generator)
-    streams = RandomStreams([torch.Generator(device).manual_seed(0)], device)
+    prompts = [torch.randint(0, 10_000, (length + n_merged,), generator=generator)] * n_rows
+    streams = RandomStreams([torch.Generator(device).manual_seed(b) for b in range(n_rows)], device)
 
     def start() -> Callable[[], object]:
-        first = decoder.prefill([prompt], ids[0]).argmax(-1) + ids[0].start
-        return partial(decoder.take_steps, first, ids, Sampling(), streams, [[True]] * n)
+        first = decoder.prefill(prompts, ids[0]).argmax(-1) + ids[0].start
+        return partial(decoder.take_steps, first, ids, Sampling(), streams, [[True] * n_rows] * n)
 
     def window() -> float:
         return timed(start(), device)[0] / n
@@ -105,12 +105,12 @@ def time_step(
     for _ in range(args.warmup):
         window()
     seconds = spread([window() for _ in range(args.repeats)])
-    n_bytes = step_bytes(model, ids[0], length + n / 2)
-    return {"seconds": seconds, "positions": length, "n_bytes": n_bytes}
+    n_bytes = step_bytes(model, ids[0])
+    return {"n_rows": n_rows, "seconds": seconds, "positions": length, "n_bytes": n_bytes}
 
 
-def step_bytes(model: GPT, ids: slice, length: float) -> int:
-    """Weights of the layers and of the head's rows, and the cache up to a length.
+def step_bytes(model: GPT, ids: slice) -> int:
+    """Weights of the layers and of the head's rows.
 
     Packed weights are no tensors of a module: there it is the bits that they were made of.
     """
@@ -124,9 +124,7 @@ def step_bytes(model: GPT, ids: slice, length: float) -> int:
     ]
     layers = 12 * config.n_embd**2 * sum(sizes)
     head = (ids.stop - ids.start) * config.n_embd * max(sizes)
-    element_size = model.transformer.wpe.weight.element_size()
-    cache = 2 * config.n_layer * config.n_embd * length * element_size
-    return int((layers + head) / 8 + cache)
+    return int((layers + head) / 8)
 
 
 @torch.inference_mode()
@@ -182,12 +180,14 @@ def flop(model: GPT | FineGPT, n: int, n_requested: int, *, causal: bool) -> flo
     return (n_layer - 1) * whole + width**2 * (6 * n + 18 * n_requested)
 
 
-def measure(model: str, args: argparse.Namespace, copy: float, rate: float) -> list[dict[str, Any]]:
+def measure(model: str, args: argparse.Namespace, memory: float) -> list[dict[str, Any]]:
     """All figures, printed as they come."""
     results: list[dict[str, Any]] = []
-    row = "{:<10} {:<9} {:<9} {:<24} {:>9} {:>8}"
-    print(row.format("precision", "what", "way", "ms (min-max)", "MB read", "of limit"))
+    row = "{:<10} {:<9} {:<9} {:>4} {:<24} {:>9} {:>8} {:>8}"
+    heads = ("precision", "what", "way", "rows", "ms (min-max)", "x first", "MB", "of limit")
+    print(row.format(*heads))
     for precision in args.precision:
+        rate = product_rate(torch.device(args.device), precision)
         bark = minibark.Bark.from_pretrained(model, device=args.device, precision=precision)
         for stage, way in itertools.product(("coarse", "semantic"), args.ways):
             try:
@@ -195,30 +195,35 @@ def measure(model: str, args: argparse.Namespace, copy: float, rate: float) -> l
             except minibark.BackendError as error:
                 print(f"absent: {way}: {error}")
                 continue
-            found = time_step(decoder, bark, stage, args)
-            share = found["n_bytes"] / found["seconds"]["median"] / copy
-            found |= {"precision": precision, "what": stage, "way": way, "share_of_copy": share}
-            results.append(found)
-            ms = {name: 1e3 * value for name, value in found["seconds"].items()}
-            mb = f"{found['n_bytes'] / 1e6:.1f}"
-            print(row.format(precision, stage, way, show(ms), mb, f"{share:.0%}"), flush=True)
+            first = 0.0
+            for n_rows in args.rows:
+                found = time_step(decoder, bark, stage, n_rows, args)
+                median = found["seconds"]["median"]
+                first = first or median
+                share = found["n_bytes"] / median / memory
+                found |= {"precision": precision, "what": stage, "way": way}
+                found |= {"share_of_limit": share, "times_first": median / first}
+                results.append(found)
+                ms = {name: 1e3 * value for name, value in found["seconds"].items()}
+                words = show(ms), f"{median / first:.2f}", f"{found['n_bytes'] / 1e6:.1f}"
+                print(row.format(precision, stage, way, n_rows, *words, f"{share:.0%}"), flush=True)
         for n_rows in args.rows:
             for name, one in time_passes(bark, n_rows, args).items():
                 for by, seconds in one["seconds"].items():
                     share = one["n_flop"] / seconds / rate
                     kept = {"precision": precision, "what": name, "way": f"attention by {by}"}
-                    kept |= {"n_rows": n_rows, "seconds": seconds, "share_of_product_rate": share}
-                    results.append(kept)
-                    where = f"{1e3 * seconds:.3f}, {n_rows} rows"
-                    print(row.format(precision, name, by, where, "", f"{share:.0%}"), flush=True)
+                    kept |= {"n_rows": n_rows, "seconds": seconds, "share_of_limit": share}
+                    results.append(kept | {"product_flop_per_s": rate})
+                    words = f"{1e3 * seconds:.3f}", "", "", f"{share:.0%}"
+                    print(row.format(precision, name, by, n_rows, *words), flush=True)
     return results
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Time a decode step, a prompt and a fine pass against the machine's limits.",
-        epilog="of limit: bytes read over time and the bandwidth of a copy, or operations over "
-        "time and the rate of torch's own product. The last line is JSON.",
+        epilog="of limit: bytes of weights over time and the memory's bandwidth, or operations "
+        "over time and the rate of torch's own product; x first: over the first number of rows.",
     )
     precision = {"choices": PRECISIONS}
     add_options(
@@ -229,7 +234,7 @@ def parse_arguments() -> argparse.Namespace:
         help="what takes the steps: torch, triton; compile: torch.compile of the plain step over a "
         "static cache, reduce-overhead on a GPU (default: torch)")  # fmt: skip
     add("--steps", type=positive, default=60, metavar="N", help="at a time (%(default)s)")
-    add("--rows", type=positive, nargs="*", default=[1], metavar="B", help="of passes (1)")
+    add("--rows", type=positive, nargs="*", default=[1], metavar="B", help="at once (1)")
     return parse(parser)
 
 
@@ -238,12 +243,11 @@ def main() -> None:
     device = torch.device(args.device)
     card = machine_card(device)
     print_card(card)
-    copy, rate = copy_bandwidth(device), product_rate(device)
-    print(f"copy, read and written: {copy / 1e9:.0f} GB/s; product: {rate / 1e12:.3g} TFLOP/s")
+    memory, kind = memory_bandwidth(device), "copied" if device.type == "cuda" else "read"
+    print(f"memory, {kind}: {memory / 1e9:.1f} GB/s")
     with one_line("bench_decode"), checkpoint(args.model, args.seed) as model:
-        results = measure(model, args, copy, rate)
-    limits = {"copy_bytes_per_s": copy, "product_flop_per_s": rate}
-    close("decode", args, card=card, results=results, **limits)
+        results = measure(model, args, memory)
+    close("decode", args, card=card, results=results, memory_bytes_per_s=memory)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import torch
 import minibark
 from minibark.checkpoint.presets import preset
 from minibark.config import GenerationConfig
+from minibark.cpu.abilities import has_int8_matmul
 
 TEXT = "Hello, my name is Suno. And, uh, and I like pizza. [laughs]"
 RANDOM_MODELS = ("small", "large", "random")
@@ -334,14 +335,29 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * size / statistics.median(event_seconds(lambda: target.copy_(source), 20))
 
 
-def product_rate(device: torch.device) -> float:
-    """Operations per second of torch's own product of two large matrices, in bfloat16."""
-    n = 8192 if device.type == "cuda" else 256
-    a, b = (torch.randn(n, n, device=device).bfloat16() for _ in range(2))
-    if device.type != "cuda":
-        return 2 * n**3 / min(timed(lambda: a @ b, device)[0] for _ in range(3))
-    event_seconds(lambda: a @ b, 5)
-    return 2 * n**3 / statistics.median(event_seconds(lambda: a @ b, 10))
+def memory_bandwidth(device: torch.device) -> float:
+    """Bytes per second: on a CPU of reading alone, on a GPU of `copy_bandwidth`."""
+    if device.type == "cuda":
+        return copy_bandwidth(device)
+    source = torch.ones(COPY_BYTES >> 5)
+    return 4 * len(source) / min(timed(lambda: source.sum(), device)[0] for _ in range(7))
+
+
+def product_rate(device: torch.device, precision: str = "bfloat16") -> float:
+    """Operations per second of torch's own product of two large matrices.
+
+    On a GPU in bfloat16; on a CPU of a prompt's size and in what prompts are multiplied in.
+    """
+    if device.type == "cuda":
+        a, b = (torch.randn(8192, 8192, device=device).bfloat16() for _ in range(2))
+        event_seconds(lambda: a @ b, 5)
+        return 2 * 8192**3 / statistics.median(event_seconds(lambda: a @ b, 10))
+    a, b, multiply = torch.randn(1024, 768), torch.randn(3072, 768).T, torch.mm
+    if precision.startswith("int") and has_int8_matmul():
+        a, b, multiply = a.char(), b.char(), torch._int_mm
+    elif precision != "float32":
+        a, b = a.bfloat16(), b.bfloat16()
+    return 2 * 1024 * 768 * 3072 / min(timed(lambda: multiply(a, b), device)[0] for _ in range(7))
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
