@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 
+import torch
 from torch import Tensor
 
 from ..options import Options
@@ -31,9 +32,10 @@ class SharedPipeline(Pipeline):
 
     One thread of its own drives a `ContinuousBatch`: the rows of all callers are rows of one batch,
     join it as they come and leave it as they end. Each is what it is alone. `decode` runs in that
-    thread too, between pieces of the batch's work: torch has threads for each thread that calls it,
-    and they would take the processor from one another. Single stages are the other pipeline's and
-    run in the caller's thread. It stands where that one does:
+    thread too, between pieces of the batch's work: torch has a team of threads for each thread that
+    calls it, and teams would take the processor from one another. Where torch has one thread there
+    are no teams, and callers decode beside the rows' work. Single stages are the other pipeline's
+    and run in the caller's thread. It stands where that one does:
 
         bark.pipeline = shared = SharedPipeline(bark.pipeline)
 
@@ -132,10 +134,10 @@ class SharedPipeline(Pipeline):
     def decode(self, codes: Tensor) -> Audio:
         """The audio of codes (n_fine_codebooks, T); waits for a piece of the rows' work at most.
 
-        Once it has been closed, in the caller's thread. ClosedError: it is closed meanwhile, and
-        what is there is let go.
+        ClosedError: it is closed meanwhile, and what is there is let go.
         """
-        audio = self._queued(codes) if os.getpid() == self._process else None
+        is_ours = os.getpid() == self._process and torch.get_num_threads() > 1
+        audio = self._queued(codes) if is_ours else None
         return super().decode(codes) if audio is None else audio.result()
 
     def _queued(self, codes: Tensor) -> Future[Audio] | None:
