@@ -47,7 +47,7 @@ def commands(args: argparse.Namespace, models: dict[str, str], voice: str) -> di
     few = "--repeats 1 --warmup 0" if args.quick else "--repeats 3"
     speed = f"speed {spoken} --sides {sides} --backend {backends} --warmup-tokens 60 {few}"
     decode = f"--precision {precision} {'' if on_cpu else 'int8'} --ways {backends} {few} "
-    decode += "--steps 2 --rows" if on_cpu else "compile --rows 1 16"
+    decode += "--steps 2 --rows 1" if on_cpu else "compile --rows 1 16"
     one = "--kernel norm_linear" if on_cpu else ""
     lines = {
         "large": f"{speed} --model {models['large']} --limit-s {0.6 * LIMITS_S['large']}",

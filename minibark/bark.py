@@ -257,10 +257,12 @@ class Bark(Stages):
     def stream(
         self, text: str, voice: VoiceLike = None, **options: Unpack[LongKeywords]
     ) -> Iterator[Audio]:
-        """The audio of `generate_long` as it comes: an array (N,) float32 for each piece.
+        """The audio of a text as it comes: an array (N,) float32 for each piece.
 
-        The first sentence is a piece of its own. What is checked is checked at once. When the
-        iterator is closed, nothing more is made. Arguments and errors are those of `generate_long`.
+        The first sentence is a piece of its own, so that sound comes early, and a seed gives other
+        sound than in `generate_long`, whose pieces are longer. What is checked is checked at once.
+        When the iterator is closed, nothing more is made. Arguments and errors are those of
+        `generate_long`.
         """
         checked, plan, on_step = sorted_out(options)
         return Reading(self, checked, plan).text(text, voice).begin_short().sound(on_step, 1)

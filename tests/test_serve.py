@@ -228,7 +228,7 @@ def test_a_dialog_and_voices_by_id(server, bark):
     options = {"seed": 2, "max_duration_s": 0.3, "retries": 0}
     speaker = {"Ann": "female", "Bob": {"id": "onyx"}}
     status, _, content = server.speak(
-        {"input": text, "speaker": speaker, "response_format": "pcm", **options}
+        {"input": text, "speaker": speaker, "voice": "unused", "response_format": "pcm", **options}
     )
     expected = bark.generate_dialog(text, {"Ann": "female", "Bob": "male_slow"}, **options)
     assert status == 200

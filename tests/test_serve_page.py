@@ -1,5 +1,6 @@
 """The server's page in headless Chromium, driven over a pipe by its DevTools protocol."""
 
+import json
 import time
 import wave
 
@@ -25,6 +26,8 @@ def test_a_text_is_typed_heard_drawn_kept_and_an_error_is_a_sentence(page, tmp_p
     assert page.evaluate("document.documentElement.lang") == "en"
     unlabelled = "[...document.querySelectorAll('input,select,textarea')].filter(e => !e.labels[0])"
     assert page.evaluate(f"{unlabelled}.length") == 0
+    words = "cannot be read: '🙂', 'кот', 'café', '\\u0041'"
+    assert page.evaluate(f"unescaped({json.dumps(ascii(words)[1:-1])})") == words
     blank = page.evaluate("el('wave').toDataURL()")
 
     # By keyboard alone: to the text, all of it anew, a voice, a seed, and Control with Enter.

@@ -37,12 +37,7 @@ class OneDNNLinear(nn.Module):
 
 
 class SmallLinear(OneDNNLinear):
-    """The same with a small weight, laid out by columns, which is faster in either way."""
-
-    def __init__(self, plain: nn.Linear) -> None:
-        super().__init__(plain)
-        columns = plain.weight.detach().T.contiguous()
-        self.weight = nn.Parameter(columns.T, requires_grad=False)
+    """The same with a small weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K) -> (..., N)."""
@@ -67,8 +62,11 @@ def dress(model: GPT | FineGPT) -> None:
     for name, module in list(model.named_modules()):
         if not isinstance(module, nn.Linear):
             continue
-        if module.weight.numel() <= SMALL and not isinstance(module, Head):
-            model.set_submodule(name, SmallLinear(module))
+        if module.weight.numel() <= SMALL:
+            columns = module.weight.detach().T.contiguous()  # faster in either way
+            module.weight = nn.Parameter(columns.T, requires_grad=False)
+            if not isinstance(module, Head):
+                model.set_submodule(name, SmallLinear(module))
         elif has_onednn_linear():
             dressed = OneDNNHead if isinstance(module, Head) else OneDNNLinear
             model.set_submodule(name, dressed(module))

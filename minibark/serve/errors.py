@@ -18,8 +18,8 @@ class RequestError(ValueError):
 
     Attributes:
         status: 400 what cannot be read, 401 the key, 403 the name or the page it comes by, 404 no
-            such place or voice, 405 no such method, 413 too large, 422 a value, 429 too many wait,
-            500 our fault, 503 not now.
+            such place or voice, 405 no such method, 409 no room for a voice, 413 too large, 422 a
+            value, 429 too many wait, 500 our fault, 503 not now.
         param: the field that is wrong, if one is.
         code: a word for programs.
         retry_after_s: when to come again, seconds.

@@ -145,6 +145,9 @@ class Speech:
             await work
         except (GoneError, ClientDisconnect):
             self._house.stats.count("gone")
+        except asyncio.CancelledError:  # the server ends by force
+            await self._refuse(going_down(), answer, scope, receive)
+            raise
         except Exception as error:
             await self._refuse(error, answer, scope, receive)
         finally:
@@ -156,10 +159,11 @@ class Speech:
     async def _speak(self, asked: SpeechRequest, answer: _Answer, arrived: float) -> None:
         house = self._house
         stages, voices = house.ready()
-        names = {"": voices.find(asked.voice)}
         if asked.speakers:
             found = ((who, voices.find(name, "speaker")) for who, name in asked.speakers.items())
             names = dict(found)
+        else:
+            names = {"": voices.find(asked.voice)}
         # Before the wait, in which a voice may be deleted.
         loaded = {who: await asyncio.to_thread(voices.load, name) for who, name in names.items()}
         async with house.desk.place() as waited_s:

@@ -111,7 +111,7 @@ class ServedVoices:
         """Keep an uploaded `.npz`, in memory; how long the voice is, seconds.
 
         Raises:
-            RequestError: 422 a bad name or one that is taken, or no sound voice; 429 there are
+            RequestError: 422 a bad name or one that is taken, or no sound voice; 409 there are
                 `MOST_UPLOADS`.
         """
         if not _NAME.fullmatch(name):
@@ -121,7 +121,7 @@ class ServedVoices:
             raise RequestError(422, f"there is a voice {name!r} already", param="name")
         if len(self._uploads) >= MOST_UPLOADS and name not in self._uploads:
             message = f"{MOST_UPLOADS} uploaded voices are kept; DELETE one first"
-            raise RequestError(429, message, code="too_many_voices")
+            raise RequestError(409, message, code="too_many_voices")
         config = self._stages.config.generation
         try:
             with naming("the upload is not a readable voice", VoiceError):

@@ -139,7 +139,7 @@ class Job:
         try:
             lines = [line for line in found if isinstance(line, Line) and _is_in(line, shard)]
             known = {one.id: isinstance(one, Line) for one in reversed(found)}
-            todo, kept = self._compare(lines, known, again)
+            todo, kept = self._compare(lines, known, sum(not one.id for one in found), again)
             self._tasks = [task for line in todo if (task := self._task(line)) is not None]
             self._folder.write_errors(self.bad)
         except BaseException:
@@ -189,17 +189,18 @@ class Job:
     # ---- reading and checking
 
     def _compare(
-        self, lines: Sequence[Line], known: Mapping[str, bool], again: bool
+        self, lines: Sequence[Line], known: Mapping[str, bool], unnamed: int, again: bool
     ) -> tuple[list[Line], int]:
         """The lines of which no clip is done, and how many clips are.
 
-        `known` has the ids of the manifest, and whether the line of each is a good one.
+        `known` has the ids of the manifest, and whether the line of each is a good one; `unnamed`
+        lines have ids that cannot be read, which may be those of clips that are done.
 
         Raises:
             ChangedError: a clip that is done would be otherwise, or is none of the known.
         """
         done = self._folder.ids()
-        if not again and (others := sorted(done - known.keys())):
+        if not again and len(others := sorted(done - known.keys())) > unnamed:
             raise ChangedError(
                 f"{self._folder.path} has {counted(len(others), 'clip')} that the manifest does "
                 f"not name ({shown(others[0], 60)!r}): it is another job's. Choose another folder, "

@@ -108,7 +108,9 @@ def read_manifest(
             name = _id(document)
             twin = first.setdefault(folded(name), number)
             if twin != number:
-                _refuse(f"its id {name!r} is that of line {twin} already, but for case at most")
+                _refuse(
+                    f"its id {name!r} names the same file as that of line {twin}, on some systems"
+                )
             yield _line(number, name, document, voice, options, plan)
         except ValueError as error:
             yield BadLine(number, name, reason(error))

@@ -110,6 +110,13 @@ function complain(words, then = "No sound came of it.") {
 
 function clearError() { el("error").textContent = el("warning").textContent = ""; }
 
+// A header is ASCII: what is not comes as Python writes it.
+function unescaped(words) {
+  const escapes = /\\(?:(\\)|x([\da-f]{2})|u([\da-f]{4})|U([\da-f]{8}))/g;
+  return words.replace(escapes, (all, slash, ...hex) =>
+    slash || String.fromCodePoint(parseInt(hex.slice(0, 3).find(Boolean), 16)));
+}
+
 function headers() {
   const key = el("key").value.trim();
   if (!/^[ -~]*$/.test(key)) throw new Error("the key has characters that no key can have; it is plain letters, digits and signs");
@@ -164,7 +171,7 @@ async function speak() {
     });
     mine.signal.throwIfAborted();
     const warning = response.headers.get("x-warning");
-    if (warning) el("warning").textContent = `Note: ${warning}.`;
+    if (warning) el("warning").textContent = `Note: ${unescaped(warning)}.`;
     isOne = response.headers.has("content-length"); // the sound of one piece comes whole
     seed = response.headers.get("x-seed") || "";
     player.clear(Number(response.headers.get("x-sample-rate")) || 24000);
