@@ -95,7 +95,13 @@
     play();
   }
 
+  // Who goes elsewhere by the player's own bar is done with the word.
+  function moved() {
+    if (Math.abs(player.currentTime - aim) > 0.02) until = Infinity;
+  }
+
   function follow() {
+    if (player.seeking) moved(); // its event may come later than this frame
     if (player.currentTime >= until) {
       player.pause();
       until = Infinity;
@@ -116,13 +122,10 @@
     say("");
     follow();
   });
-  // Who pauses, or goes elsewhere by the player's own bar, is done with the word.
   player.addEventListener("pause", () => {
     if (player.paused) until = Infinity;
   });
-  player.addEventListener("seeking", () => {
-    if (Math.abs(player.currentTime - aim) > 0.02) until = Infinity;
-  });
+  player.addEventListener("seeking", moved);
   player.addEventListener("error", () => {
     const what = player.error?.message || `error ${player.error?.code}`;
     say(`The player has failed (${what}). Load the page again to hear it.`);
