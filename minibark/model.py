@@ -71,18 +71,18 @@ class KVCache:
     def begin_step(self) -> Tensor:
         """See `Cache`."""
         self.newest = torch.tensor(grow(self.lengths, self.block_size), device=self.kv[0].device)
+        self.rows = torch.arange(len(self.newest), device=self.newest.device)
         positions = torch.arange(max(self.lengths), device=self.newest.device)
         self.seen = positions <= self.newest[:, None, None, None]  # (B, 1, 1, T)
         return self.newest
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `Cache`."""
-        n, rows = max(self.lengths), torch.arange(len(k), device=k.device)
-        keys, values = self.kv[layer][:, : len(k), :, :n]
-        if min(self.lengths) == n:
-            keys[:, :, n - 1 :], values[:, :, n - 1 :] = k, v
+        keys, values = self.kv[layer][:, : len(k), :, : self.seen.shape[-1]]
+        if len(set(self.lengths)) == 1:
+            keys[:, :, -1:], values[:, :, -1:] = k, v
             return full_attention(q, keys, values)
-        keys[rows, :, self.newest], values[rows, :, self.newest] = k[:, :, 0], v[:, :, 0]
+        keys[self.rows, :, self.newest], values[self.rows, :, self.newest] = k[:, :, 0], v[:, :, 0]
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.seen)
 
     def keep(self, rows: list[int], n_more: int = 0) -> None:

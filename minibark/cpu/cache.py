@@ -17,8 +17,12 @@ def new_cache(model: GPT, batch_size: int, precision: str = "float32") -> Cache:
     """An empty cache, of the kind that is faster where it is: int8 and int4 have it in bytes."""
     if not pays(model):
         return KVCache(model, batch_size)
-    in_bytes = precision not in FLOATS and abilities.has_byte_sums()
-    return (ByteCache if in_bytes else RowSumCache)(model, batch_size)
+    return (ByteCache if is_in_bytes(model, precision) else RowSumCache)(model, batch_size)
+
+
+def is_in_bytes(model: GPT, precision: str) -> bool:
+    """Whether a model's cache is kept in bytes."""
+    return pays(model) and precision not in FLOATS and abilities.has_byte_sums()
 
 
 def pays(model: GPT) -> bool:

@@ -10,8 +10,6 @@ from starlette.responses import Response
 
 _KINDS = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
-_LATER_S = 60  # to come again after a 429 that cannot tell better
-
 
 class RequestError(ValueError):
     """A request that gets no sound.
@@ -36,7 +34,7 @@ class RequestError(ValueError):
     ) -> None:
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
-        self.retry_after_s = _LATER_S if status == 429 and retry_after_s is None else retry_after_s
+        self.retry_after_s = retry_after_s
 
     def document(self) -> dict[str, Any]:
         """OpenAI's error object, without the status."""

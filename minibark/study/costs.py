@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..cpu.cache import pays
+from ..cpu.cache import is_in_bytes
 from ..model import GPT
 from ..pipeline import Pipeline
 from ..precision import FLOATS
@@ -94,7 +94,7 @@ class Clock:
         c = model.config
         size = {"int8": 1.0, "int4": 0.5}.get(choice.precision)
         size = size or FLOATS[choice.precision].itemsize
-        on_cpu = 1 if choice.precision not in FLOATS and pays(model) else 4
+        on_cpu = 1 if is_in_bytes(model, choice.precision) else 4
         cache_size = on_cpu if choice.device.type == "cpu" else max(2.0, size)
         weights = c.n_layer * 12 * c.n_embd**2 + n_ids * c.n_embd
         return int(weights * size + c.n_layer * c.n_embd * c.block_size * cache_size)
