@@ -175,14 +175,12 @@ class RandomStreams:
         self._made = (0, 0)  # draws ahead, and numbers in each
 
     def choose(self, probs: Tensor, sampling: Sampling, active: Sequence[bool]) -> Tensor:
-        """The tokens (B,) of distributions (B, V); 0 for a row that is not active."""
-        rows = [
-            choose(probs[row], sampling, generator)
-            if active[row]
-            else torch.zeros((), dtype=torch.int64, device=probs.device)
-            for row, generator in enumerate(self._generators)
-        ]
-        return torch.stack(rows)
+        """The tokens (B,) of distributions (B, V); any id for a row that is not active."""
+        if sampling.greedy:
+            return choose(probs, sampling, None)
+        noise = torch.empty_like(probs, memory_format=torch.contiguous_format)
+        self.draw_next(noise, active)
+        return (probs / noise).argmax(-1)
 
     def start_ahead(self, n_steps: int, n_numbers: int) -> None:
         """Note where the streams are, before `draw_next` is called for so many steps."""

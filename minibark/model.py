@@ -59,8 +59,7 @@ class KVCache:
         config, weight = model.config, model.transformer.wpe.weight
         shape = (2, batch_size, config.n_head, config.block_size, config.head_size)
         self.kv = [weight.new_zeros(shape) for _ in range(config.n_layer)]
-        self.lengths = [0] * batch_size
-        self.block_size = config.block_size
+        self.lengths, self.block_size = [0] * batch_size, config.block_size
 
     def write_prompt(self, row: int, layer: int, k: Tensor, v: Tensor) -> None:
         """See `Cache`."""
@@ -70,20 +69,21 @@ class KVCache:
 
     def begin_step(self) -> Tensor:
         """See `Cache`."""
-        self.newest = torch.tensor(grow(self.lengths, self.block_size), device=self.kv[0].device)
-        self.rows = torch.arange(len(self.newest), device=self.newest.device)
-        positions = torch.arange(max(self.lengths), device=self.newest.device)
-        self.seen = positions <= self.newest[:, None, None, None]  # (B, 1, 1, T)
+        device, dtype = self.kv[0].device, self.kv[0].dtype
+        self.newest = torch.tensor(grow(self.lengths, self.block_size), device=device)
+        self.rows = torch.arange(len(self.newest), device=device)
+        hidden = torch.arange(max(self.lengths), device=device) > self.newest[:, None, None, None]
+        self.mask = torch.where(hidden, -torch.inf, 0.0).to(dtype)  # (B, 1, 1, T)
         return self.newest
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `Cache`."""
-        keys, values = self.kv[layer][:, : len(k), :, : self.seen.shape[-1]]
+        keys, values = self.kv[layer][:, : len(k), :, : self.mask.shape[-1]]
         if len(set(self.lengths)) == 1:
             keys[:, :, -1:], values[:, :, -1:] = k, v
             return full_attention(q, keys, values)
         keys[self.rows, :, self.newest], values[self.rows, :, self.newest] = k[:, :, 0], v[:, :, 0]
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.seen)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask)
 
     def keep(self, rows: list[int], n_more: int = 0) -> None:
         """See `Cache`."""

@@ -308,6 +308,11 @@ def test_onednns_linear_is_torchs(n_rows, bias):
     head = Head(GPTConfig(n_embd=768)).requires_grad_(False)
     part = float32.OneDNNHead(head)(x, slice(100, 9000))
     torch.testing.assert_close(part, head(x, slice(100, 9000)), rtol=0, atol=1e-4)
+    for kind in (float32.OneDNNLinear, float32.SmallLinear):
+        with_gelu = kind(plain)
+        with_gelu.gelu = True
+        expected = torch.nn.functional.gelu(plain(x))
+        torch.testing.assert_close(with_gelu(x), expected, rtol=0, atol=1e-4)
 
 
 # ---- models
@@ -372,6 +377,7 @@ def test_a_float32_model_is_dressed_and_means_the_same():
         linear = float32.OneDNNLinear
         assert kinds == [linear, float32.SmallLinear, linear, linear]
         assert type(model.lm_head) is float32.OneDNNHead
+        assert mlp.c_fc.gelu and not mlp.c_proj.gelu and type(mlp.act) is torch.nn.Identity
     assert attn.c_proj.weight.stride() == (1, 512) and mlp.c_fc.weight.data_ptr() == place
     assert not attn.c_proj.weight.requires_grad
     assert list(model.state_dict()) == list(before)

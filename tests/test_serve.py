@@ -359,6 +359,10 @@ def test_large_bodies_are_cut_off(server):
 
 
 def test_the_key(server):
+    def refused() -> int:
+        return json.loads(server.ask("GET", "/stats")[2])["requests"].get("401", 0)
+
+    before = refused()
     for given in ("", "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY} ", "Bearer \xe9"):
         for method, path in (
             ("GET", "/v1/models"),
@@ -373,6 +377,7 @@ def test_the_key(server):
             assert status == 401 and headers["www-authenticate"] == "Bearer"
             assert json.loads(content)["error"]["code"] == "invalid_api_key"
     assert server.ask("GET", "/health", Authorization="")[0] == 200
+    assert refused() == before + 5  # speech requests
 
 
 def test_paths_and_methods(server):

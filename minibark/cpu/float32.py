@@ -16,24 +16,34 @@ from .abilities import has_onednn_linear
 SMALL = 2**18  # numbers in a matrix up to which calling oneDNN for one row costs more than it saves
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X W^T + b: x (..., K), weight (N, K), bias (N,) -> (..., N), all float32."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+    """X W^T + b, and GELU of it if asked for: x (..., K), weight (N, K), bias (N,) -> (..., N)."""
     if torch.compiler.is_compiling():  # which finds its own product, and does not know this one
-        return F.linear(x, weight, bias)
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return _torch_linear(x, weight, bias, gelu)
+    after, algorithm = ("gelu", "none") if gelu else ("none", "")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], algorithm)
     return out
 
 
+def _torch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    y = F.linear(x, weight, bias)
+    return F.gelu(y) if gelu else y
+
+
 class OneDNNLinear(nn.Module):
-    """A Linear over the weight and bias of another one."""
+    """A Linear over the weight and bias of another one.
+
+    Attributes:
+        gelu: whether GELU comes after it.
+    """
 
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
-        self.weight, self.bias = plain.weight, plain.bias
+        self.weight, self.bias, self.gelu = plain.weight, plain.bias, False
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K) -> (..., N)."""
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias, self.gelu)
 
 
 class SmallLinear(OneDNNLinear):
@@ -42,8 +52,8 @@ class SmallLinear(OneDNNLinear):
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K) -> (..., N)."""
         is_one = x.numel() == x.shape[-1]
-        product = F.linear if is_one or not has_onednn_linear() else linear
-        return product(x, self.weight, self.bias)
+        product = _torch_linear if is_one or not has_onednn_linear() else linear
+        return product(x, self.weight, self.bias, self.gelu)
 
 
 class OneDNNHead(OneDNNLinear):
@@ -70,3 +80,6 @@ def dress(model: GPT | FineGPT) -> None:
         elif has_onednn_linear():
             dressed = OneDNNHead if isinstance(module, Head) else OneDNNLinear
             model.set_submodule(name, dressed(module))
+    for block in model.transformer.blocks:
+        if isinstance(block.mlp.c_fc, OneDNNLinear):
+            block.mlp.c_fc.gelu, block.mlp.act = True, nn.Identity()

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..speech.shared import SharedPipeline
-from .door import Admission, Door
+from .door import SPEECH, Admission, Door
 from .errors import RequestError, going_down, json_response
 from .speech import House, Speech, media_type, read_body
 from .studies import Studies
@@ -69,7 +69,14 @@ def build(
                 expose_headers=["x-seed", "x-sample-rate", "x-warning", "retry-after"],
             )
         )
-    front.append(Middleware(Door, admission=admission, is_closing=lambda: house.desk.is_closing))
+    front.append(
+        Middleware(
+            Door,
+            admission=admission,
+            is_closing=lambda: house.desk.is_closing,
+            count=house.stats.count,
+        )
+    )
 
     def entry(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": "minibark"}
@@ -129,7 +136,7 @@ def build(
     app = Starlette(
         routes=[
             *(Route(f"/{path}", _asset(*file)) for path, file in _PAGE.items()),
-            Route("/v1/audio/speech", Speech(house), methods=["POST"]),
+            Route(SPEECH, Speech(house), methods=["POST"]),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/v1/audio/models", models),

@@ -15,6 +15,7 @@ from .errors import RequestError, going_down
 
 _HOST = re.compile(r"\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+")
 _ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://(?:{_HOST.pattern})(?::[0-9]+)?")
+SPEECH = "/v1/audio/speech"
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 _HEADERS = {
@@ -70,8 +71,16 @@ class Admission:
 class Door:
     """Lets requests in, gives answers the headers that browsers heed; no way in while closing."""
 
-    def __init__(self, app: ASGIApp, admission: Admission, is_closing: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        admission: Admission,
+        is_closing: Callable[[], bool],
+        count: Callable[[int], None],
+    ) -> None:
+        """`count` is told the status of each speech request that is refused here."""
         self._app, self._admission, self._is_closing = app, admission, is_closing
+        self._count = count
         left_out = {b"cross-origin-resource-policy"} if admission.origins else set()
         self._headers = [pair for pair in _HEADERS.items() if pair[0] not in left_out]
 
@@ -94,6 +103,8 @@ class Door:
             if scope["method"] == "POST" and self._is_closing():
                 raise going_down()
         except RequestError as error:
+            if (scope["method"], scope["path"]) == ("POST", SPEECH):
+                self._count(error.status)
             await error.response()(scope, receive, with_headers)
             return
         await self._app(scope, receive, with_headers)

@@ -129,8 +129,8 @@ class Desk:
             wait_s = (self.n_waiting + 1) * self._typical_s / self.most_running
             raise RequestError(
                 429,
-                f"{self.n_running} requests are being spoken and {self.n_waiting} wait; no more "
-                "may. Come again later",
+                f"all places are taken ({self.n_running} at work, {self.n_waiting} waiting); come "
+                "again later",
                 code="queue_full",
                 retry_after_s=min(120, max(1, round(wait_s))),
             )
