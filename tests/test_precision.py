@@ -1,7 +1,9 @@
 """Reduced precisions on a CPU: what they keep of float32, and that nothing else changes."""
 
 import contextlib
+import copy
 import dataclasses
+import pickle
 import platform
 import subprocess
 import sys
@@ -313,6 +315,35 @@ def test_onednns_linear_is_torchs(n_rows, bias):
         with_gelu.gelu = True
         expected = torch.nn.functional.gelu(plain(x))
         torch.testing.assert_close(with_gelu(x), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(not cpu.has_onednn_order(), reason="this torch has no order of oneDNN's")
+def test_few_rows_are_multiplied_by_the_weights_that_there_are():
+    torch.manual_seed(4)
+    plain, x = torch.nn.Linear(96, 80).requires_grad_(False), torch.randn(8, 1, 96)
+    head = Head(GPTConfig(n_embd=96, output_vocab_size=300)).requires_grad_(False)
+    dressed, dressed_head = float32.OneDNNLinear(plain), float32.OneDNNHead(head)
+    part = slice(40, None)
+
+    def same(n_rows):
+        copied = copy.deepcopy(dressed)
+        for linear in (dressed, copied, pickle.loads(pickle.dumps(copied))):
+            expected = torch.nn.functional.linear(x, dressed.weight, dressed.bias)
+            torch.testing.assert_close(linear(x[:n_rows]), expected[:n_rows], rtol=1e-4, atol=1e-4)
+        expected = torch.nn.functional.linear(x[:n_rows], dressed_head.weight[part])
+        torch.testing.assert_close(dressed_head(x[:n_rows], part), expected, rtol=1e-4, atol=1e-4)
+
+    with torch.inference_mode():
+        same(8)
+    for n_rows in (1, 8, 2):
+        same(n_rows)
+        for one in (dressed, dressed_head):
+            one.weight.mul_(2)
+        same(n_rows)
+        for one in (dressed, dressed_head):
+            one.load_state_dict({k: v + 1 for k, v in one.state_dict().items()}, assign=True)
+        same(n_rows)
+    assert set(dressed.state_dict()) == {"weight", "bias"}
 
 
 # ---- models

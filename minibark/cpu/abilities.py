@@ -20,6 +20,12 @@ def has_onednn_linear() -> bool:
     return built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+@functools.cache
+def has_onednn_order() -> bool:
+    """Whether torch puts a weight into the order that oneDNN multiplies fastest."""
+    return has_onednn_linear() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
 def has_int8_linear() -> bool:
     """Whether this torch multiplies int8 matrices; without, int8 saves memory but no time."""
     return hasattr(torch.ops.quantized, "linear_dynamic") and (

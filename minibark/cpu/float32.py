@@ -1,7 +1,8 @@
 """float32 products by oneDNN's linear, which torch has but does not take by itself.
 
 It is a tenth faster than torch's own for many rows, up to twice for few, for single rows twice. It
-has no gradient. Single rows are multiplied by small matrices as torch does.
+has no gradient. Single rows are multiplied by small matrices as torch does, few rows by a copy of
+the weight in oneDNN's order.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model import GPT, FineGPT, Head
-from .abilities import has_onednn_linear
+from .abilities import has_onednn_linear, has_onednn_order
 
+FEW = 64  # rows, up to which oneDNN's own order of a weight pays
+TYPICAL = 8  # rows, for which that order is chosen
 SMALL = 2**18  # numbers in a matrix up to which calling oneDNN for one row costs more than it saves
 
 
@@ -40,10 +43,11 @@ class OneDNNLinear(nn.Module):
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias, self.gelu = plain.weight, plain.bias, False
+        self._ordered = Ordered()
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K) -> (..., N)."""
-        return linear(x, self.weight, self.bias, self.gelu)
+        return linear(x, self._ordered.rows(x, self.weight), self.bias, self.gelu)
 
 
 class SmallLinear(OneDNNLinear):
@@ -51,17 +55,58 @@ class SmallLinear(OneDNNLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K) -> (..., N)."""
-        is_one = x.numel() == x.shape[-1]
-        product = _torch_linear if is_one or not has_onednn_linear() else linear
-        return product(x, self.weight, self.bias, self.gelu)
+        if _n_rows(x) == 1 or not has_onednn_linear():
+            return _torch_linear(x, self.weight, self.bias, self.gelu)
+        return super().forward(x)
 
 
 class OneDNNHead(OneDNNLinear):
     """The same of a Head."""
 
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__(plain)
+        self._ordered_parts: dict[tuple[int, int], Ordered] = {}
+
     def forward(self, x: Tensor, ids: slice = slice(None)) -> Tensor:
         """Logits (..., V) of the output ids in `ids` from x (..., C)."""
-        return linear(x, self.weight[ids])
+        first, last, _ = ids.indices(len(self.weight))
+        part = self._ordered_parts.setdefault((first, last), Ordered())
+        return linear(x, part.rows(x, self.weight, slice(first, last)))
+
+
+class Ordered:
+    """A weight in oneDNN's own order, from the first product of a few rows on.
+
+    So eight rows take a quarter less time, one or many what they took. It is a copy, which one
+    utterance never needs: prompts of the released models are longer.
+    """
+
+    def __init__(self) -> None:
+        self._made: tuple[Tensor, int, Tensor] | None = None  # of a weight, in which state, and it
+
+    def rows(self, x: Tensor, weight: Tensor, rows: slice = slice(None)) -> Tensor:
+        """What to multiply x (..., K) by: these rows of the weight (N, K), or that copy of them."""
+        if torch.compiler.is_compiling():
+            return weight[rows]
+        # Whoever loads or changes weights gets products of the new ones.
+        version = 0 if weight.is_inference() else weight._version
+        made = self._made
+        if made is None or made[0] is not weight or made[1] != version:
+            if not 1 < _n_rows(x) <= FEW or not has_onednn_order():
+                return weight[rows]
+            ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach()[rows], TYPICAL)
+            self._made = made = weight, version, ordered
+        return made[2]
+
+    def __deepcopy__(self, memo: object) -> Ordered:
+        return Ordered()  # as that of a model is made: of its weights
+
+    def __reduce__(self) -> tuple[type[Ordered], tuple[()]]:
+        return Ordered, ()
+
+
+def _n_rows(x: Tensor) -> int:
+    return x.numel() // max(1, x.shape[-1])
 
 
 def dress(model: GPT | FineGPT) -> None:
