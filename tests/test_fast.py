@@ -36,13 +36,13 @@ needs_all = pytest.mark.skipif(
 # Products of 2 layers of 4; those of 512 x 512 are small.
 CAUSAL = {
     "float32": "products 6 OneDNNLinear + 2 SmallLinear; attention 2 causal_attention; "
-    "table Embedding; head OneDNNHead; decoder CachedDecoder, cache RowSumCache",
+    "table Embedding; head OneDNNHead; decoder ScriptedDecoder, cache RowSumCache",
     "float16": "products 8 Linear16; attention 2 causal_by_block; "
-    "table Embedding16; head ReducedHead; decoder CachedDecoder, cache RowSumCache",
+    "table Embedding16; head ReducedHead; decoder ScriptedDecoder, cache RowSumCache",
     "int8": "products 8 Int8Linear; attention 2 causal_by_block; "
-    "table Int8Embedding; head ReducedHead; decoder CachedDecoder, cache ByteCache",
+    "table Int8Embedding; head ReducedHead; decoder ScriptedDecoder, cache ByteCache",
     "int4": "products 4 Int4Linear + 4 Int8Linear; attention 2 causal_by_block; "
-    "table Int8Embedding; head ReducedHead; decoder CachedDecoder, cache ByteCache",
+    "table Int8Embedding; head ReducedHead; decoder ScriptedDecoder, cache ByteCache",
 }
 CAUSAL["bfloat16"] = CAUSAL["float16"]
 FINE = {
@@ -85,7 +85,7 @@ def test_each_precision_has_its_fast_paths(directory, kind, precision):
 
 def test_narrow_models_keep_the_plain_cache():
     bark = Bark(made.TINY, device="cpu")
-    assert bark.describe("coarse").endswith("decoder CachedDecoder, cache KVCache")
+    assert bark.describe("coarse").endswith("decoder ScriptedDecoder, cache KVCache")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -73,6 +73,11 @@ class ByteCache(RowSumCache):
         self.newest = Sums(parts, rows)
         return rows[:, :, 0] * self.chunk
 
+    def operands(self, layer: int) -> list[Tensor]:
+        """See `RowSumCache`; and the newest chunks' table, rows and begins."""
+        newest = self.newest
+        return [*super().operands(layer), newest.tables[layer], newest.rows, newest.begins]
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> None:
         """See `RowSumCache`."""
         self.newest.tables[layer].put_(self.new_keys, k)

@@ -47,7 +47,11 @@ class OneDNNLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K) -> (..., N)."""
-        return linear(x, self._ordered.rows(x, self.weight), self.bias, self.gelu)
+        return linear(x, self.factor(x), self.bias, self.gelu)
+
+    def factor(self, x: Tensor) -> Tensor:
+        """The weight, in the order that is the fastest for x."""
+        return self._ordered.rows(x, self.weight)
 
 
 class SmallLinear(OneDNNLinear):
@@ -58,6 +62,10 @@ class SmallLinear(OneDNNLinear):
         if _n_rows(x) == 1 or not has_onednn_linear():
             return _torch_linear(x, self.weight, self.bias, self.gelu)
         return super().forward(x)
+
+    def factor(self, x: Tensor) -> Tensor:
+        """See `OneDNNLinear`."""
+        return self.weight if _n_rows(x) == 1 else super().factor(x)
 
 
 class OneDNNHead(OneDNNLinear):

@@ -102,6 +102,18 @@ class RowSumCache:
             scores.masked_fill_(self.hidden, -torch.inf)
         return self.values(layer, scores.softmax(-1)).view(q.shape)
 
+    def operands(self, layer: int) -> list[Tensor]:
+        """What a step's attention reads and writes.
+
+        Of keys their table, its rows, where sums begin, and where new ones go; the same of values;
+        and what is hidden, which may be empty.
+        """
+        hidden = torch.empty(0, dtype=torch.bool) if self.hidden is None else self.hidden
+        keys, values = (
+            [sums.tables[layer], sums.rows, sums.begins] for sums in (self.keys, self.values)
+        )
+        return [*keys, self.new_keys, *values, self.new_values, hidden]
+
     def keep(self, rows: list[int], n_more: int = 0) -> None:
         """See `Cache`."""
         self.places = [self.places[row] for row in rows]

@@ -1,0 +1,137 @@
+"""Steps as TorchScript: the bits of `GPT.decode_one`, whatever comes, goes or is changed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from minibark.config import GPTConfig
+from minibark.cpu import abilities, float32, row_sums, scripted
+from minibark.cpu.byte_sums import ByteCache
+from minibark.cpu.reduce import reduce
+from minibark.cpu.row_sums import RowSumCache
+from minibark.decoding import CachedDecoder
+from minibark.model import GPT, KVCache
+from minibark.precision import PRECISIONS
+
+IDS = slice(3, 90)
+SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 90}
+
+pytestmark = pytest.mark.skipif(
+    not abilities.has_int8_linear() or not abilities.has_byte_sums(),
+    reason="this torch lacks an operator",
+)
+
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch):
+    monkeypatch.setattr(row_sums, "CHUNK", 8)
+
+
+def model_in(precision, **changes):
+    torch.manual_seed(3)
+    config = GPTConfig(input_vocab_size=100, output_vocab_size=96, **(SHAPE | changes))
+    model = GPT(config).requires_grad_(False)
+    for weight in model.parameters():
+        weight.mul_(4)
+    if precision == "float32":
+        float32.dress(model)
+    else:
+        reduce(model, model.state_dict(), precision)
+    return model.eval()
+
+
+def both(model, kind):
+    """A scripted decoder and the plain one, over caches of a kind."""
+    return scripted.ScriptedDecoder(model, 0, kind), CachedDecoder(model, 0, kind)
+
+
+@torch.inference_mode()
+def same_bits(decoders, acts, is_scripted=True):
+    """Do the same with both decoders and compare what they give."""
+    rows, source = 0, torch.Generator().manual_seed(1)
+    for act, numbers in acts:
+        if act == "step":
+            tokens = torch.randint(100, (numbers, rows), generator=source)
+            for step in tokens:
+                given = [decoder.decode_one(step, IDS) for decoder in decoders]
+                assert torch.equal(*given)
+                assert bool(decoders[0]._layers) == is_scripted
+            continue
+        if act == "keep":
+            rows = len(numbers)
+            for decoder in decoders:
+                decoder.keep(numbers)
+            continue
+        prompts = [torch.randint(100, (n,), generator=source) for n in numbers]
+        rows = len(prompts) + (rows if act == "join" else 0)
+        assert torch.equal(*[getattr(decoder, act)(prompts, IDS) for decoder in decoders])
+
+
+ACTS = [
+    *(("prefill", [5]), ("step", 12), ("join", [9, 3]), ("step", 3), ("keep", [2, 0]), ("step", 9)),
+    *(
+        ("prefill", [16] * 3),
+        ("step", 4),
+        ("join", [1] * 3),
+        ("step", 2),
+        ("keep", [5]),
+        ("step", 2),
+    ),
+]
+
+
+@pytest.mark.parametrize("kind", [KVCache, RowSumCache, ByteCache])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_bits_are_those_of_the_plain_decoder(precision, kind):
+    same_bits(both(model_in(precision), kind), ACTS)
+
+
+def test_many_rows_too():
+    same_bits(both(model_in("int4"), ByteCache), [("prefill", [3] * 40), ("step", 2)])
+
+
+def test_what_is_put_into_the_model_afterwards_is_used():
+    model = model_in("float32")
+    decoders, acts = both(model, KVCache), [("prefill", [5, 2]), ("step", 3)]
+    same_bits(decoders, acts)
+    model.load_state_dict({k: v + 0.1 for k, v in model.state_dict().items()}, assign=True)
+    same_bits(decoders, acts)
+    model.transformer.ln_f.weight.mul_(2)
+    model.transformer.blocks[0].mlp.c_proj.weight.mul_(2)
+    same_bits(decoders, acts)
+    copied = copy.deepcopy(model)
+    copied.transformer.blocks[1].attn.c_attn.weight.mul_(2)
+    same_bits(both(copied, KVCache), acts)
+    same_bits(both(copied, RowSumCache), acts)
+    copied.transformer.blocks[1].mlp.c_fc = nn.Sequential(copied.transformer.blocks[1].mlp.c_fc)
+    same_bits(both(copied, KVCache), acts, is_scripted=False)
+
+
+def test_hooks_are_called():
+    model, seen = model_in("float32"), []
+    acts = [("prefill", [5, 2]), ("step", 3)]
+    decoders = both(model, KVCache)
+    same_bits(decoders, acts)
+    handle = model.transformer.blocks[1].mlp.register_forward_hook(lambda *_: seen.append(1))
+    same_bits(decoders, acts, is_scripted=False)
+    assert len(seen) == 2 * (2 + 3)  # both decoders': prompts are read one by one
+    handle.remove()
+    same_bits(decoders, acts)
+
+
+@pytest.mark.parametrize("why", ["biases", "a torch without it"])
+def test_what_cannot_be_scripted_is_done_plainly(why, monkeypatch):
+    if why != "biases":
+        monkeypatch.delattr(torch.jit, "script")
+    model = model_in("int8", bias=why == "biases")
+    same_bits(both(model, ByteCache), [("prefill", [5, 2]), ("step", 3)], is_scripted=False)
+
+
+def test_full_is_told():
+    scripts = both(model_in("int8"), ByteCache)[0]
+    with torch.inference_mode():
+        scripts.prefill([torch.zeros(90, dtype=torch.int64)], IDS)
+        with pytest.raises(ValueError, match="full at 90"):
+            scripts.decode_one(torch.zeros(1, dtype=torch.int64), IDS)
