@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -123,3 +128,18 @@ def test_a_row_that_leaves_makes_room_and_nothing_is_copied(kind):
     rows.cache.keep([0, 2], n_more=1)
     assert rows.cache.places == [0, 2, 1]
     assert [table.data_ptr() for table in rows.cache.tables] == tables
+
+
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_caches_and_steps_are_the_same_where_torch_has_less(capability):
+    """Told so when it starts; what it has by itself the other tests see."""
+    files = [__file__, str(Path(__file__).with_name("test_scripted.py"))]
+    some = ["-p", "no:xdist", "-p", "no:cacheprovider", "-k", "come_and_go or plain_decoder"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *some, *files],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-2000:]

@@ -8,6 +8,7 @@ longer) takes its steps as `GPT.decode_one` does.
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -69,6 +70,7 @@ class _Made:
 
 
 _MADE: weakref.WeakKeyDictionary[GPT, _Made] = weakref.WeakKeyDictionary()
+_SCRIPTING = threading.Lock()
 
 
 def layers_of(model: GPT, cache: Cache) -> list[Any]:
@@ -93,7 +95,7 @@ def _script(model: GPT, cache: Cache) -> list[Any]:
     if attend is None or model.config.bias or not all(all(products) for products in scripts):
         return []
     # Whatever goes wrong with it, there is the plain way.
-    with warnings.catch_warnings(), contextlib.suppress(Exception):
+    with _SCRIPTING, warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter("ignore", DeprecationWarning)
         return [
             torch.jit.script(_Layer(block, attend(), products))
