@@ -161,7 +161,8 @@ class Options(Knobs):
         default=None, metadata=_count("coarse ids in front of a window (630)")
     )
     sliding_window_len: int | None = field(
-        default=None, metadata=_count("coarse ids made per window (60); more is faster and may lose words")
+        default=None,
+        metadata=_count("coarse ids made per window (60); more is faster and may lose words"),
     )
     seed: Seed = field(
         default=None,

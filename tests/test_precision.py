@@ -343,7 +343,26 @@ def test_few_rows_are_multiplied_by_the_weights_that_there_are():
         for one in (dressed, dressed_head):
             one.load_state_dict({k: v + 1 for k, v in one.state_dict().items()}, assign=True)
         same(n_rows)
+        for one in (dressed, dressed_head):
+            one.weight.data = one.weight.data / 2
+        same(n_rows)
     assert set(dressed.state_dict()) == {"weight", "bias"}
+
+
+@pytest.mark.skipif(not cpu.has_onednn_order(), reason="this torch has no order of oneDNN's")
+def test_one_row_is_multiplied_alike_before_and_after_a_few():
+    torch.manual_seed(4)
+    plain = torch.nn.Linear(3072, 1024, bias=False).requires_grad_(False)
+    dressed, x = float32.OneDNNLinear(plain), torch.randn(3, 1, 3072)
+    before = dressed(x[:1])
+    dressed(x)
+    assert torch.equal(dressed(x[:1]), before)
+    with torch.inference_mode():
+        other = torch.nn.Linear(3072, 1024, bias=False).requires_grad_(False)
+        dressed = float32.OneDNNLinear(other)
+        dressed(x)
+        other.weight.mul_(2)
+        torch.testing.assert_close(dressed(x), other(x), rtol=1e-4, atol=1e-4)
 
 
 # ---- models

@@ -105,8 +105,71 @@ def test_what_is_put_into_the_model_afterwards_is_used():
     copied.transformer.blocks[1].attn.c_attn.weight.mul_(2)
     same_bits(both(copied, KVCache), acts)
     same_bits(both(copied, RowSumCache), acts)
-    copied.transformer.blocks[1].mlp.c_fc = nn.Sequential(copied.transformer.blocks[1].mlp.c_fc)
-    same_bits(both(copied, KVCache), acts, is_scripted=False)
+
+
+def relu(block):
+    block.mlp.act = nn.ReLU()
+
+
+def wrapped_product(block):
+    block.mlp.c_fc = nn.Sequential(block.mlp.c_fc)
+
+
+def own_class_of_product(block):
+    own = copy.copy(block.attn.c_proj)
+    own.__class__ = type("Own", (type(own),), {"forward": lambda self, x: 2 * x})
+    block.attn.c_proj = own
+
+
+def biased_norm(block):
+    block.ln_1 = nn.LayerNorm(64, eps=0.5).requires_grad_(False)
+    nn.init.ones_(block.ln_1.bias)
+
+
+def own_forward(block):
+    block.attn.forward = lambda x, attend=None: torch.zeros_like(x)
+
+
+def no_mlp(block):
+    block.mlp = nn.Dropout().eval()
+
+
+def gradients(block):
+    block.ln_2.weight.requires_grad_(True)
+
+
+PLAIN = [relu, wrapped_product, own_class_of_product, biased_norm, own_forward, no_mlp, gradients]
+
+
+@pytest.mark.parametrize("change", PLAIN)
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_another_model_takes_its_steps_plainly(precision, change):
+    model, acts = model_in(precision), [("prefill", [5, 2]), ("step", 3)]
+    decoders = both(model, KVCache)
+    same_bits(decoders, acts)
+    change(model.transformer.blocks[1])
+    same_bits(decoders, acts, is_scripted=False)
+
+
+def test_layers_and_products_may_be_exchanged():
+    model, acts = model_in("float32"), [("prefill", [5, 2]), ("step", 3)]
+    decoders = both(model, KVCache)
+    same_bits(decoders, acts)
+    model.transformer.blocks[0].ln_1.eps = 0.5
+    model.transformer.blocks[0].attn.c_attn = model_in("int8").transformer.blocks[0].attn.c_attn
+    same_bits(decoders, acts)
+    del model.transformer.h[1]
+    same_bits(both(model, KVCache), acts)
+
+
+def test_after_a_prompt_that_failed_it_is_as_the_plain_one():
+    decoders = both(model_in("int8"), KVCache)
+    with torch.inference_mode():
+        for decoder in decoders:
+            with pytest.raises(ValueError, match="do not fit"):
+                decoder.prefill([torch.zeros(95, dtype=torch.int64)], IDS)
+        assert torch.equal(*[decoder.decode_one(torch.tensor([1]), IDS) for decoder in decoders])
+    same_bits(decoders, ACTS)
 
 
 def test_hooks_are_called():
@@ -119,6 +182,9 @@ def test_hooks_are_called():
     assert len(seen) == 2 * (2 + 3)  # both decoders': prompts are read one by one
     handle.remove()
     same_bits(decoders, acts)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    same_bits(decoders, acts, is_scripted=False)
+    handle.remove()
 
 
 @pytest.mark.parametrize("why", ["biases", "a torch without it"])

@@ -63,10 +63,6 @@ class SmallLinear(OneDNNLinear):
             return _torch_linear(x, self.weight, self.bias, self.gelu)
         return super().forward(x)
 
-    def factor(self, x: Tensor) -> Tensor:
-        """See `OneDNNLinear`."""
-        return self.weight if _n_rows(x) == 1 else super().factor(x)
-
 
 class OneDNNHead(OneDNNLinear):
     """The same of a Head."""
@@ -83,27 +79,32 @@ class OneDNNHead(OneDNNLinear):
 
 
 class Ordered:
-    """A weight in oneDNN's own order, from the first product of a few rows on.
+    """A weight in oneDNN's own order, for products of a few rows.
 
-    So eight rows take a quarter less time, one or many what they took. It is a copy, which one
-    utterance never needs: prompts of the released models are longer.
+    So eight rows take a quarter less time. It is a copy, made for the first few rows that come, and
+    one utterance never needs it: prompts of the released models are longer. One row is multiplied
+    as ever, for its numbers must not depend on what was there before.
+
+    Whoever loads or changes weights gets products of the new ones, unless he changes them in place
+    where torch does not see it (`weight.data`, its NumPy view): then `made` is to be set to None.
     """
 
     def __init__(self) -> None:
-        self._made: tuple[Tensor, int, Tensor] | None = None  # of a weight, in which state, and it
+        self.made: tuple[Tensor, tuple[int, int], Tensor] | None = None  # of a weight as it was, it
 
     def rows(self, x: Tensor, weight: Tensor, rows: slice = slice(None)) -> Tensor:
         """What to multiply x (..., K) by: these rows of the weight (N, K), or that copy of them."""
-        if torch.compiler.is_compiling():
+        if (
+            not 1 < _n_rows(x) <= FEW
+            or torch.compiler.is_compiling()
+            or weight.is_inference()  # which counts no changes
+            or not has_onednn_order()
+        ):
             return weight[rows]
-        # Whoever loads or changes weights gets products of the new ones.
-        version = 0 if weight.is_inference() else weight._version
-        made = self._made
-        if made is None or made[0] is not weight or made[1] != version:
-            if not 1 < _n_rows(x) <= FEW or not has_onednn_order():
-                return weight[rows]
+        made, now = self.made, (weight._version, weight.data_ptr())
+        if made is None or made[0] is not weight or made[1] != now:
             ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach()[rows], TYPICAL)
-            self._made = made = weight, version, ordered
+            self.made = made = weight, now, ordered
         return made[2]
 
     def __deepcopy__(self, memo: object) -> Ordered:

@@ -131,7 +131,7 @@ def _hear_announcement() -> None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        one = torch.ones(1, 1)
+        one = torch.ones(1, 1, dtype=torch.float32)
         torch.quantize_per_tensor(one, 1.0, 0, torch.qint8)
         zero = torch.zeros(1, dtype=torch.int64)
         torch._make_per_channel_quantized_tensor(one.char(), one[0].double(), zero, 0)

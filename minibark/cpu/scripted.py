@@ -11,7 +11,7 @@ import contextlib
 import threading
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..decoding import CachedDecoder
-from ..model import GPT, Block, Cache, KVCache
+from ..model import GPT, MLP, Block, Cache, KVCache, SelfAttention
 from .abilities import has_onednn_linear
 from .byte_sums import ByteCache
 from .float16 import FEW_ROWS, Linear16
@@ -31,14 +31,23 @@ from .row_sums import RowSumCache
 
 
 class ScriptedDecoder(CachedDecoder):
-    """A `CachedDecoder` whose steps run as TorchScript, if they can; they give the same bits."""
+    """A `CachedDecoder` whose steps run as TorchScript, if they can; they give the same bits.
+
+    Weights, hooks and whatever was put into the model are seen when rows begin.
+    """
+
+    def __init__(
+        self, model: GPT, n_merged: int = 0, new_cache: Callable[[GPT, int], Cache] = KVCache
+    ) -> None:
+        super().__init__(model, n_merged, new_cache)
+        self._layers, self._weights = list[Any](), list[list[Tensor]]()
+        self._n_rows_of_weights = 0  # these differ with how many rows there are
 
     def join(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
         """See `Decoder`."""
         logits = super().join(prompts, ids)
         assert self.cache is not None
-        self._layers, self._weights = layers_of(self.model, self.cache), list[list[Tensor]]()
-        self._n_rows_of_weights = 0
+        self._layers, self._n_rows_of_weights = layers_of(self.model, self.cache), 0
         return logits
 
     def decode_one(self, tokens: Tensor, ids: slice) -> Tensor:
@@ -66,7 +75,7 @@ class _Made:
 
     layers: list[Any]
     kind: type[Cache]
-    products: list[nn.Module]
+    parts: list[nn.Module]
 
 
 _MADE: weakref.WeakKeyDictionary[GPT, _Made] = weakref.WeakKeyDictionary()
@@ -75,31 +84,53 @@ _SCRIPTING = threading.Lock()
 
 def layers_of(model: GPT, cache: Cache) -> list[Any]:
     """The layers of a model as TorchScript, over caches of one kind; none if that cannot be."""
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+    parts = _parts(model)
+    if not parts:
         return []
-    blocks = model.transformer.blocks
-    products = [product for block in blocks for product in _products(block)]
     made = _MADE.get(model)
     if (
         made is None
         or made.kind is not type(cache)
-        or any(a is not b for a, b in zip(made.products, products, strict=True))
+        or len(made.parts) != len(parts)
+        or any(a is not b for a, b in zip(made.parts, parts, strict=True))
     ):
-        made = _MADE[model] = _Made(_script(model, cache), type(cache), products)
+        made = _MADE[model] = _Made(_script(model, cache), type(cache), parts)
     return made.layers
 
 
+def _parts(model: GPT) -> list[nn.Module]:
+    """The modules that a script stands for; none if it would not do what they do."""
+    parts = list[nn.Module]()
+    for block in model.transformer.h:
+        if type(block) is not Block or type(block.attn) is not SelfAttention:
+            return []
+        attn, mlp, norms = block.attn, block.mlp, (block.ln_1, block.ln_2)
+        if type(mlp) is not MLP or type(mlp.act) not in (nn.GELU, nn.Identity):
+            return []
+        if any(type(norm) is not nn.LayerNorm or norm.bias is not None for norm in norms):
+            return []
+        parts += [block, attn, mlp, mlp.act, *norms, *_products(block)]
+    modules = nn.modules.module
+    is_watched = modules._global_forward_hooks or modules._global_forward_pre_hooks
+    if is_watched or any(
+        one._forward_hooks or one._forward_pre_hooks or "forward" in vars(one) for one in parts
+    ):
+        return []
+    # With gradients, steps that write into a cache are torch's to judge.
+    return [] if any(one.requires_grad for one in model.parameters()) else parts
+
+
 def _script(model: GPT, cache: Cache) -> list[Any]:
-    attend = _ATTENTION.get(type(cache))
-    scripts = [[_scriptable(one) for one in _products(block)] for block in model.transformer.blocks]
-    if attend is None or model.config.bias or not all(all(products) for products in scripts):
+    attend, blocks = _ATTENTION.get(type(cache)), model.transformer.blocks
+    scripts = [[_scriptable(one) for one in _products(block)] for block in blocks]
+    if attend is None or not all(all(products) for products in scripts):
         return []
     # Whatever goes wrong with it, there is the plain way.
     with _SCRIPTING, warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter("ignore", DeprecationWarning)
         return [
             torch.jit.script(_Layer(block, attend(), products))
-            for block, products in zip(model.transformer.blocks, scripts, strict=True)
+            for block, products in zip(blocks, scripts, strict=True)
         ]
     return []
 
@@ -109,21 +140,25 @@ def _products(block: Block) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]
 
 
 def _scriptable(product: nn.Module) -> nn.Module | None:
+    # A class made of one of these may do something else.
+    if type(product) not in _PRODUCTS or getattr(product, "bias", None) is not None:
+        return None
     if isinstance(product, OneDNNLinear):
-        return _Float32(product) if product.bias is None else None
+        return _Float32(product)
     if isinstance(product, Int8Linear):
         return _Int8(product) if product.packed is not None else None
     if isinstance(product, Int4Linear):
-        return _Int4(product) if product.fast and product.bias is None else None
-    if isinstance(product, Linear16):
-        return _Float16(product) if product.bias is None else None
-    return None
+        return _Int4(product) if product.fast else None
+    return _Float16(product) if isinstance(product, Linear16) else None
 
 
 def _weights(block: Block, x: Tensor) -> list[Tensor]:
-    """LayerNorms' weights and, in float32, what each product multiplies rows x by."""
-    floats = [one for one in _products(block) if isinstance(one, OneDNNLinear)]
-    return [block.ln_1.weight, block.ln_2.weight, *(one.factor(x) for one in floats)]
+    """LayerNorms' weights and what each product multiplies rows x by, where it is float32."""
+    nothing = x[:0]
+    factors = [
+        one.factor(x) if isinstance(one, OneDNNLinear) else nothing for one in _products(block)
+    ]
+    return [block.ln_1.weight, block.ln_2.weight, *factors]
 
 
 def _operands(cache: Cache, layer: int) -> tuple[list[Tensor], int]:
@@ -147,19 +182,19 @@ class _Layer(nn.Module):
         self.attend = attend
         self.c_attn, self.c_proj, self.c_fc, self.c_out = products
         self.n_head, self.n_embd = block.attn.n_head, len(block.ln_1.weight)
-        self.eps = block.ln_1.eps
+        self.eps_1, self.eps_2 = block.ln_1.eps, block.ln_2.eps
         self.gelu = isinstance(block.mlp.act, nn.GELU)  # else c_fc ends in it
 
     def forward(
         self, x: Tensor, weights: list[Tensor], operands: list[Tensor], n_columns: int
     ) -> Tensor:
         size, floats = [self.n_embd], weights[2:]
-        y = F.layer_norm(x, size, weights[0], None, self.eps)
+        y = F.layer_norm(x, size, weights[0], None, self.eps_1)
         qkv = self.c_attn(y, floats, 0).view(len(x), 3, self.n_head, 1, -1)
         q, k, v = qkv[:, 0], qkv[:, 1], qkv[:, 2]
         y = self.attend(q, k, v, operands, n_columns).reshape(x.shape)
         x = x + self.c_proj(y, floats, 1)
-        y = F.layer_norm(x, size, weights[1], None, self.eps)
+        y = F.layer_norm(x, size, weights[1], None, self.eps_2)
         y = self.c_fc(y, floats, 2)
         if self.gelu:
             y = F.gelu(y)
@@ -305,3 +340,4 @@ _ATTENTION: dict[type, type[nn.Module]] = {
     RowSumCache: _AttendBySums,
     ByteCache: _AttendByBytes,
 }
+_PRODUCTS = (OneDNNLinear, SmallLinear, Int8Linear, Int4Linear, Linear16)
