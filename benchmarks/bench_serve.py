@@ -12,6 +12,7 @@ import http.client
 import json
 import queue
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,19 +20,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import common
 import numpy as np
 import torch
-from common import (
-    RANDOM_MODELS,
-    add_options,
-    checkpoint,
-    close,
-    machine_card,
-    one_line,
-    parse,
-    positive,
-    print_card,
-)
 
 TEXTS = (
     "Hello.",
@@ -39,7 +30,6 @@ TEXTS = (
     "Nobody went in before the morning came. Then they all did.",
     "The train is late. We may as well sit down and wait for it. Tea would be welcome.",
 )
-SAMPLE_BYTES = 2
 
 
 @contextlib.contextmanager
@@ -79,7 +69,7 @@ def listen(port: int, body: dict[str, Any]) -> tuple[float, float]:
         n_bytes += len(answer.read())
         if answer.status != 200:
             raise ValueError(f"the server answered with {answer.status}")
-    return first_s, n_bytes / SAMPLE_BYTES / rate
+    return first_s, n_bytes / 2 / rate  # of 16 bits
 
 
 def measure(port: int, listeners: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -87,7 +77,7 @@ def measure(port: int, listeners: int, args: argparse.Namespace) -> dict[str, An
     todo: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     for seed in range(args.texts * args.repeats):
         body = {"input": TEXTS[seed % len(TEXTS)], "seed": seed, "response_format": "pcm"}
-        if args.model in RANDOM_MODELS:
+        if args.model in common.RANDOM_MODELS:
             body |= {"max_duration_s": args.longest_s, "allow_early_stop": False, "retries": 0}
         todo.put(body)
     heard: list[tuple[float, float]] = []
@@ -123,6 +113,17 @@ def measure(port: int, listeners: int, args: argparse.Namespace) -> dict[str, An
     }
 
 
+def take_picture(port: int, file: str) -> None:
+    """Keep how the page looks in a headless Chromium, if there is one."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        print("absent: a picture of the page: no chromium; `apt-get install chromium` brings one")
+        return
+    options = ["--headless", "--no-sandbox", "--window-size=900,1200", f"--screenshot={file}"]
+    command = [browser, *options, f"http://127.0.0.1:{port}/"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Time a server of its own under several numbers of listeners.",
@@ -130,35 +131,35 @@ def main() -> None:
         "The last line is JSON.",
     )
     names = "model precision device threads repeats warmup seed json"
-    add_options(parser, names, model="tiny", repeats=1)
-    counts = {"type": positive, "nargs": "+", "default": [1, 4, 16], "metavar": "N"}
-    parser.add_argument("--listeners", **counts, help="at once (1 4 16)")
-    parser.add_argument("--texts", type=positive, default=32, metavar="N", help="requests (32)")
-    parser.add_argument("--max-batch", type=positive, default=8, metavar="N", help="rows (8)")
-    longest = {"type": float, "default": 2.0, "metavar": "S"}
-    parser.add_argument("--longest-s", **longest, help="of pieces of random weights (2)")
-    args = parse(parser)
-    card = machine_card(torch.device(args.device))
-    print_card(card)
+    common.add_options(parser, names, model="tiny", repeats=1)
+    add, count = parser.add_argument, {"type": common.positive, "metavar": "N"}
+    add("--listeners", **count, nargs="+", default=[1, 4, 16], help="at once (1 4 16)")
+    add("--texts", **count, default=32, help="requests (32)")
+    add("--max-batch", **count, default=8, help="rows (8)")
+    add("--longest-s", type=float, default=2.0, metavar="S", help="of pieces of random weights (2)")
+    add("--screenshot", metavar="FILE.png", help="keep a picture of the page")
+    args = common.parse(parser)
+    card = common.machine_card(torch.device(args.device))
+    common.print_card(card)
     heads = f"{'sound':>9}{'seconds':>9}{'first':>9}{'99 %':>9}{'sound/s':>9}{'x first':>9}"
     print(f"{'precision':<9} {'listeners':>9}{heads}")
     results: list[dict[str, Any]] = []
-    with one_line("bench_serve"), checkpoint(args.model, args.seed) as model:
+    with common.one_line("bench_serve"), common.checkpoint(args.model, args.seed) as model:
         for precision in args.precision:
             with server(model, precision, args) as port:
                 for _ in range(args.warmup):
                     measure(port, 1, argparse.Namespace(**{**vars(args), "texts": 1, "repeats": 1}))
+                if args.screenshot:
+                    take_picture(port, args.screenshot)
                 rows = [measure(port, n, args) for n in args.listeners]
             for row in rows:
                 gain = row["audio_per_s"] / rows[0]["audio_per_s"]
                 results.append({"precision": precision, **row, "times_first": gain})
                 first = row["first_sound_s"]
-                print(
-                    f"{precision:<9} {row['listeners']:>9}{row['audio_s']:>9.1f}"
-                    f"{row['wall_s']:>9.2f}{first['median']:>9.2f}{first['p99']:>9.2f}"
-                    f"{row['audio_per_s']:>9.2f}{gain:>9.2f}"
-                )
-    close("serve", args, card=card, results=results)
+                numbers = row["wall_s"], first["median"], first["p99"], row["audio_per_s"], gain
+                begin = f"{precision:<9} {row['listeners']:>9}{row['audio_s']:>9.1f}"
+                print(begin + "".join(f"{number:>9.2f}" for number in numbers))
+    common.close("serve", args, card=card, results=results)
 
 
 if __name__ == "__main__":
