@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
     monkeypatch.setattr(row_sums, "CHUNK", 8)
+    monkeypatch.setattr(scripted, "PAYS_AFTER", {})
 
 
 def model_in(precision, **changes):
@@ -170,6 +171,21 @@ def test_after_a_prompt_that_failed_it_is_as_the_plain_one():
                 decoder.prefill([torch.zeros(95, dtype=torch.int64)], IDS)
         assert torch.equal(*[decoder.decode_one(torch.tensor([1]), IDS) for decoder in decoders])
     same_bits(decoders, ACTS)
+
+
+def test_scripts_are_made_once_they_pay(monkeypatch):
+    monkeypatch.setattr(scripted, "PAYS_AFTER", {ByteCache: 20})
+    model = model_in("int8")
+    decoders = both(model, ByteCache)
+    same_bits(decoders, [("prefill", [5, 9]), ("step", 19)], is_scripted=False)
+    assert not decoders[0]._layers
+    same_bits(decoders, [("prefill", [5, 9])], is_scripted=False)
+    with torch.inference_mode():
+        for _ in range(3):  # one more is plain, and scripts go on in the midst of rows
+            step = torch.tensor([1, 2])
+            assert torch.equal(*[decoder.decode_one(step, IDS) for decoder in decoders])
+            assert decoders[0]._layers
+    same_bits(both(model, ByteCache), ACTS)
 
 
 def test_hooks_are_called():
