@@ -20,7 +20,7 @@ SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 90}
 
 pytestmark = pytest.mark.skipif(
     not abilities.has_int8_linear() or not abilities.has_byte_sums(),
-    reason="this torch lacks an operator",
+    reason="this torch has no int8 products, or no sums of rows of bytes",
 )
 
 

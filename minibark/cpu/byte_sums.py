@@ -16,16 +16,43 @@ from .row_sums import Array, RowSumCache, Sums
 N_EXTRA = 8  # bytes of a row's scale and offset, float32 each, behind its numbers
 
 
-class ByteSums(Sums):
-    """Sums of weighted rows of bytes."""
+def to_bytes(rows: Tensor) -> Tensor:
+    """Rows (..., C) as bytes (..., C + N_EXTRA)."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    packed: Tensor = torch.ops.quantized.embedding_bag_byte_prepack(flat)
+    return packed.view(*rows.shape[:-1], -1)
 
-    def __call__(self, layer: int, weights: Tensor) -> Tensor:
-        """Sums (n_sums, C) in float32 for weights, one for each of `rows`."""
-        table, weights = self.tables[layer], weights.reshape(-1)
-        out: Tensor = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
-            table, self.rows, self.begins, False, 0, False, weights
-        )
-        return out
+
+def attend_by_bytes(
+    q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], n_columns: int
+) -> Tensor:
+    """As `attend_by_sums`, with the operands of `ByteCache.operands`."""
+    keys, key_rows, key_begins, new_keys = operands[:4]
+    values, value_rows, value_begins, new_values, hidden = operands[4:9]
+    newest, newest_rows, newest_begins = operands[9:]
+    n_rows, n_heads, size = q.size(0), q.size(1), q.size(3)
+    newest.put_(new_keys, k)
+    new = torch.ops.quantized.embedding_bag_byte_prepack(v.reshape(-1, size))
+    values.index_copy_(0, new_values, new)
+    scaled = q * size**-0.5
+    weights = scaled.reshape(-1)
+    sums = torch.embedding_bag(newest, newest_rows, newest_begins, False, 0, False, weights)[0]
+    scores = sums.view(n_rows, n_heads, -1)
+    if len(key_begins) > 0:
+        n_chunks = len(key_begins) // (n_rows * n_heads)
+        weights = scaled.expand(-1, -1, n_chunks, -1).reshape(-1)
+        full = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
+            keys, key_rows, key_begins, False, 0, False, weights
+        ).view(n_rows, n_heads, -1)
+        scores = torch.cat([full, scores[:, :, : n_columns - full.size(-1)]], -1)
+    else:
+        scores = scores[:, :, :n_columns]
+    if hidden.numel() > 0:
+        scores.masked_fill_(hidden, -torch.inf)
+    out: Tensor = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
+        values, value_rows, value_begins, False, 0, False, scores.softmax(-1).reshape(-1)
+    )
+    return out.view(q.shape)
 
 
 class ByteCache(RowSumCache):
@@ -36,7 +63,7 @@ class ByteCache(RowSumCache):
             (n_layer, places, H, 1, D, CHUNK) in float32.
     """
 
-    sums = ByteSums
+    attention = staticmethod(attend_by_bytes)
 
     def new_tables(self, n_places: int) -> list[Tensor]:
         """See `RowSumCache`."""
@@ -68,33 +95,11 @@ class ByteCache(RowSumCache):
     def find_keys(self, heads: Array, full: Array, first: Array) -> Array:
         """See `RowSumCache`."""
         keys, _, parts = self.tables
-        self.keys = ByteSums(keys, self.rows_of_keys(heads, full, self.n_chunks))
+        self.keys = Sums(keys, self.rows_of_keys(heads, full, self.n_chunks))
         rows = self.rows_of_keys(heads, np.zeros_like(heads[:, :1]), 1)
         self.newest = Sums(parts, rows)
         return rows[:, :, 0] * self.chunk
 
     def operands(self, layer: int) -> list[Tensor]:
         """See `RowSumCache`; and the newest chunks' table, rows and begins."""
-        newest = self.newest
-        return [*super().operands(layer), newest.tables[layer], newest.rows, newest.begins]
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """See `RowSumCache`."""
-        self.newest.tables[layer].put_(self.new_keys, k)
-        self.values.tables[layer].index_copy_(0, self.new_values, to_bytes(v).flatten(0, 2))
-
-    def scores(self, layer: int, q: Tensor) -> Tensor:
-        """See `RowSumCache`."""
-        shape = *q.shape[:2], -1
-        newest = self.newest(layer, q).view(shape)
-        if not self.keys.n_sums:
-            return newest[..., : self.n_columns]
-        full = super().scores(layer, q)
-        return torch.cat((full, newest[..., : self.n_columns - full.shape[-1]]), -1)
-
-
-def to_bytes(rows: Tensor) -> Tensor:
-    """Rows (..., C) as bytes (..., C + N_EXTRA)."""
-    flat = rows.reshape(-1, rows.shape[-1])
-    packed: Tensor = torch.ops.quantized.embedding_bag_byte_prepack(flat)
-    return packed.view(*rows.shape[:-1], -1)
+        return [*super().operands(layer), *self.newest.operands(layer)]

@@ -67,15 +67,9 @@ class SmallLinear(OneDNNLinear):
 class OneDNNHead(OneDNNLinear):
     """The same of a Head."""
 
-    def __init__(self, plain: nn.Linear) -> None:
-        super().__init__(plain)
-        self._ordered_parts: dict[tuple[int, int], Ordered] = {}
-
     def forward(self, x: Tensor, ids: slice = slice(None)) -> Tensor:
         """Logits (..., V) of the output ids in `ids` from x (..., C)."""
-        first, last, _ = ids.indices(len(self.weight))
-        part = self._ordered_parts.setdefault((first, last), Ordered())
-        return linear(x, part.rows(x, self.weight, slice(first, last)))
+        return linear(x, self._ordered.rows(x, self.weight, ids))
 
 
 class Ordered:
@@ -86,11 +80,12 @@ class Ordered:
     as ever, for its numbers must not depend on what was there before.
 
     Whoever loads or changes weights gets products of the new ones, unless he changes them in place
-    where torch does not see it (`weight.data`, its NumPy view): then `made` is to be set to None.
+    where torch does not see it (`weight.data`, its NumPy view): then `made` is to be cleared.
     """
 
     def __init__(self) -> None:
-        self.made: tuple[Tensor, tuple[int, int], Tensor] | None = None  # of a weight as it was, it
+        # By which rows, of which weight, in which state.
+        self.made: dict[tuple[int, int], tuple[Tensor, tuple[int, int], Tensor]] = {}
 
     def rows(self, x: Tensor, weight: Tensor, rows: slice = slice(None)) -> Tensor:
         """What to multiply x (..., K) by: these rows of the weight (N, K), or that copy of them."""
@@ -101,17 +96,15 @@ class Ordered:
             or not has_onednn_order()
         ):
             return weight[rows]
-        made, now = self.made, (weight._version, weight.data_ptr())
+        first, last, _ = rows.indices(len(weight))
+        made, now = self.made.get((first, last)), (weight._version, weight.data_ptr())
         if made is None or made[0] is not weight or made[1] != now:
             ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach()[rows], TYPICAL)
-            self.made = made = weight, now, ordered
+            self.made[first, last] = made = weight, now, ordered
         return made[2]
 
-    def __deepcopy__(self, memo: object) -> Ordered:
-        return Ordered()  # as that of a model is made: of its weights
-
     def __reduce__(self) -> tuple[type[Ordered], tuple[()]]:
-        return Ordered, ()
+        return Ordered, ()  # copies and pickles make their own of their weights
 
 
 def _n_rows(x: Tensor) -> int:

@@ -19,6 +19,7 @@ A column that a row has no position for is hidden, and stands for its position 0
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -39,23 +40,48 @@ class Sums:
 
     Attributes:
         tables: (N, C) of each layer.
-        n_sums: how many.
+        rows: those that are added up, sum after sum.
+        begins: where in `rows` each sum begins.
     """
 
     def __init__(self, tables: Tensor, rows: Array) -> None:
         """Of tables (n_layer, ..., C) and the rows (..., n) that each sum adds up."""
         self.tables = tables.view(len(tables), -1, tables.shape[-1]).unbind()
-        self.n_sums = math.prod(rows.shape[:-1])
         self.rows = torch.from_numpy(rows.reshape(-1))
-        self.begins = torch.from_numpy(np.arange(self.n_sums) * rows.shape[-1])
+        n_sums = math.prod(rows.shape[:-1])
+        self.begins = torch.from_numpy(np.arange(n_sums) * rows.shape[-1])
 
-    def __call__(self, layer: int, weights: Tensor) -> Tensor:
-        """Sums (n_sums, C) for weights, one for each of `rows`."""
-        table, weights = self.tables[layer], weights.reshape(-1)
-        out: Tensor = torch.embedding_bag(table, self.rows, self.begins, False, 0, False, weights)[
-            0
-        ]
-        return out
+    def operands(self, layer: int) -> list[Tensor]:
+        """Table, rows and begins of a layer."""
+        return [self.tables[layer], self.rows, self.begins]
+
+
+def attend_by_sums(
+    q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], n_columns: int
+) -> Tensor:
+    """Write k and v, and what q sees, all (B, H, 1, D); also as TorchScript.
+
+    Args:
+        q: of a step, as k and v.
+        k: new keys.
+        v: new values.
+        operands: of `RowSumCache.operands`.
+        n_columns: of the scores.
+    """
+    keys, key_rows, key_begins, new_keys = operands[:4]
+    values, value_rows, value_begins, new_values, hidden = operands[4:]
+    n_rows, n_heads, size = q.size(0), q.size(1), q.size(3)
+    keys.put_(new_keys, k)
+    values.index_copy_(0, new_values, v.reshape(-1, size))
+    n_chunks = len(key_begins) // (n_rows * n_heads)
+    weights = (q * size**-0.5).expand(-1, -1, n_chunks, -1).reshape(-1)
+    scores = torch.embedding_bag(keys, key_rows, key_begins, False, 0, False, weights)[0]
+    scores = scores.view(n_rows, n_heads, -1)[:, :, :n_columns]
+    if hidden.numel() > 0:
+        scores.masked_fill_(hidden, -torch.inf)
+    p = scores.softmax(-1).reshape(-1)
+    sums = torch.embedding_bag(values, value_rows, value_begins, False, 0, False, p)[0]
+    return sums.view(q.shape)
 
 
 class RowSumCache:
@@ -68,7 +94,7 @@ class RowSumCache:
         tables: keys (n_layer, places, H, chunks, D, CHUNK), values (n_layer, places, H, T, D).
     """
 
-    sums: type[Sums] = Sums
+    attention: Callable[..., Tensor] = staticmethod(attend_by_sums)
 
     def __init__(self, model: GPT, batch_size: int) -> None:
         config = model.config
@@ -96,11 +122,7 @@ class RowSumCache:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `Cache`."""
-        self.append(layer, k, v)
-        scores = self.scores(layer, q * self.head_size**-0.5)
-        if self.hidden is not None:
-            scores.masked_fill_(self.hidden, -torch.inf)
-        return self.values(layer, scores.softmax(-1)).view(q.shape)
+        return self.attention(q, k, v, self.operands(layer), self.n_columns)
 
     def operands(self, layer: int) -> list[Tensor]:
         """What a step's attention reads and writes.
@@ -108,11 +130,8 @@ class RowSumCache:
         Of keys their table, its rows, where sums begin, and where new ones go; the same of values;
         and what is hidden, which may be empty.
         """
-        hidden = torch.empty(0, dtype=torch.bool) if self.hidden is None else self.hidden
-        keys, values = (
-            [sums.tables[layer], sums.rows, sums.begins] for sums in (self.keys, self.values)
-        )
-        return [*keys, self.new_keys, *values, self.new_values, hidden]
+        keys, values = self.keys.operands(layer), self.values.operands(layer)
+        return [*keys, self.new_keys, *values, self.new_values, self.hidden]
 
     def keep(self, rows: list[int], n_more: int = 0) -> None:
         """See `Cache`."""
@@ -152,9 +171,9 @@ class RowSumCache:
         positions = np.where(columns < end, columns, columns - end + first[:, None])
         hidden = (positions > newest[:, None]) | ((columns < end) & (columns >= first[:, None]))
         positions[hidden] = 0
-        self.hidden = torch.from_numpy(hidden[:, None]) if hidden.any() else None
+        self.hidden = torch.from_numpy(hidden[:, None] if hidden.any() else hidden[:0])
         rows = heads[..., None] * self.block_size + positions[:, None]
-        self.values = self.sums(self.tables[1], rows)
+        self.values = Sums(self.tables[1], rows)
         self.new_values = torch.from_numpy(heads * self.block_size + newest[:, None]).view(-1)
         if (seen := (*self.places, *first)) != self._seen:  # a few steps in a hundred
             self._new_keys = self.find_keys(
@@ -176,21 +195,10 @@ class RowSumCache:
         """
         chunks = np.concatenate((full, first[:, None] // self.chunk), 1)
         rows = self.rows_of_keys(heads, chunks, self.n_chunks)
-        self.keys = self.sums(self.tables[0], rows)
+        self.keys = Sums(self.tables[0], rows)
         return rows[:, :, -1] * self.chunk
 
     def rows_of_keys(self, heads: Array, chunks: Array, n_chunks: int) -> Array:
         """Rows (B, H, n, D) of a table with `n_chunks` a head that hold chunks (B, n)."""
         of_heads = heads[..., None] * n_chunks + chunks[:, None]
         return of_heads[..., None] * self.head_size + np.arange(self.head_size)
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Write the new position's k and v (B, H, 1, D)."""
-        self.keys.tables[layer].put_(self.new_keys, k)
-        self.values.tables[layer].index_copy_(0, self.new_values, v.reshape(-1, self.head_size))
-
-    def scores(self, layer: int, q: Tensor) -> Tensor:
-        """What (B, H, columns) a scaled q (B, H, 1, D) gives with each key."""
-        n_chunks = self.keys.n_sums // (q.shape[0] * q.shape[1])
-        found = self.keys(layer, q.expand(-1, -1, n_chunks, -1))
-        return found.view(*q.shape[:2], -1)[..., : self.n_columns]

@@ -26,16 +26,7 @@ from .float32 import OneDNNLinear, SmallLinear
 from .int4 import MANY_ROWS, Int4Linear
 from .int8 import Int8Linear
 from .row_sums import RowSumCache
-from .scripts import (
-    Attend,
-    AttendByBytes,
-    AttendBySums,
-    Float16,
-    Float32,
-    Int4,
-    Int8,
-    Layer,
-)
+from .scripts import Float16, Float32, Int4, Int8, Layer, attend
 
 # Steps of a model: making scripts takes what they save in so many.
 PAYS_AFTER: dict[type[Cache], int] = {KVCache: 512, RowSumCache: 64, ByteCache: 64}
@@ -59,7 +50,7 @@ class ScriptedDecoder(CachedDecoder):
         """See `Decoder`."""
         logits = super().join(prompts, ids)
         assert self.cache is not None
-        self._look(0)
+        self._begin()
         return logits
 
     def decode_one(self, tokens: Tensor, ids: slice) -> Tensor:
@@ -67,7 +58,9 @@ class ScriptedDecoder(CachedDecoder):
         cache, n_rows = self.cache, len(tokens)
         if cache is None or not self._layers or n_rows >= MANY_ROWS:
             logits = super().decode_one(tokens, ids)
-            self._look(1)
+            taken = _TAKEN[self.model] = _TAKEN.get(self.model, 0) + 1
+            if cache is not None and taken == PAYS_AFTER.get(type(cache)):
+                self._begin()
             return logits
         transformer = self.model.transformer
         x = transformer.wte(tokens) + transformer.wpe.weight[cache.begin_step()]  # (B, C)
@@ -79,15 +72,11 @@ class ScriptedDecoder(CachedDecoder):
         scores: Tensor = self.model.lm_head(transformer.ln_f(x), ids)
         return scores.float()
 
-    def _look(self, n_steps: int) -> None:
-        """Count plain steps, and go on with scripts when they pay or rows begin."""
+    def _begin(self) -> None:
+        """Go on with scripts, if they pay and can be had."""
         assert self.cache is not None
-        least = PAYS_AFTER.get(type(self.cache), 0)
-        before = _TAKEN.get(self.model, 0)
-        now = _TAKEN[self.model] = min(before + n_steps, least)
-        if n_steps and not before < now == least:
-            return
-        self._layers = layers_of(self.model, self.cache) if now >= least else []
+        pays = _TAKEN.get(self.model, 0) >= PAYS_AFTER.get(type(self.cache), 0)
+        self._layers = layers_of(self.model, self.cache) if pays else []
         self._n_rows_of_weights = 0
 
 
@@ -104,7 +93,7 @@ class _Made:
 
 
 _MADE: weakref.WeakKeyDictionary[GPT, _Made] = weakref.WeakKeyDictionary()
-_TAKEN: weakref.WeakKeyDictionary[GPT, int] = weakref.WeakKeyDictionary()  # steps, so far
+_TAKEN: weakref.WeakKeyDictionary[GPT, int] = weakref.WeakKeyDictionary()  # plain steps, so far
 _SCRIPTING = threading.Lock()
 
 
@@ -147,15 +136,15 @@ def _parts(model: GPT) -> list[nn.Module]:
 
 
 def _script(model: GPT, cache: Cache) -> list[Any]:
-    attend, blocks = _ATTENTION.get(type(cache)), model.transformer.blocks
+    attention, blocks = _ATTENTION.get(type(cache)), model.transformer.blocks
     scripts = [[_scriptable(one) for one in _products(block)] for block in blocks]
-    if attend is None or not all(all(products) for products in scripts):
+    if attention is None or not all(all(products) for products in scripts):
         return []
     # Whatever goes wrong with it, there is the plain way.
     with _SCRIPTING, warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter("ignore", DeprecationWarning)
         return [
-            torch.jit.script(Layer(block, attend(), products))
+            torch.jit.script(Layer(block, attention, products))
             for block, products in zip(blocks, scripts, strict=True)
         ]
     return []
@@ -197,9 +186,9 @@ def _operands(cache: Cache, layer: int) -> tuple[list[Tensor], int]:
     return [cache.kv[layer], cache.rows, cache.newest, mask], max(cache.lengths)
 
 
-_ATTENTION: dict[type, type[nn.Module]] = {
-    KVCache: Attend,
-    RowSumCache: AttendBySums,
-    ByteCache: AttendByBytes,
+_ATTENTION: dict[type, Callable[..., Tensor]] = {
+    KVCache: attend,
+    RowSumCache: RowSumCache.attention,
+    ByteCache: ByteCache.attention,
 }
 _PRODUCTS = (OneDNNLinear, SmallLinear, Int8Linear, Int4Linear, Linear16)

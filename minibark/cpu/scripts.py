@@ -1,4 +1,4 @@
-"""What TorchScript is made of: a layer of a step, its products and its attention.
+"""What TorchScript is made of: a layer of a step, its products, and attention over `KVCache`.
 
 Each does what the module or cache does that it is named for, bit for bit. `scripted.py` puts them
 together.
@@ -6,7 +6,7 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,10 @@ from .int8 import Int8Linear
 class Layer(nn.Module):
     """What `Block` does for one step: rows x (B, C) -> (B, C)."""
 
-    def __init__(self, block: Block, attend: nn.Module, products: Sequence[Any]) -> None:
+    def __init__(
+        self, block: Block, attend: Callable[..., Tensor], products: Sequence[Any]
+    ) -> None:
+        """`attend` is told q, k, v and operands, as the layer is; it must be a plain function."""
         super().__init__()
         self.attend = attend
         self.c_attn, self.c_proj, self.c_fc, self.c_out = products
@@ -114,77 +117,14 @@ class Float16(nn.Module):
         return F.linear(x.to(weight.dtype), weight).float()
 
 
-class Attend(nn.Module):
-    """What `KVCache` does: q, k, v (B, H, 1, D) -> (B, H, 1, D)."""
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], n_columns: int
-    ) -> Tensor:
-        """Write k and v (B, H, 1, D), and what q sees: numbers in the order of q's."""
-        kv, rows, newest, mask = operands
-        keys, values = kv[0, : len(q), :, :n_columns], kv[1, : len(q), :, :n_columns]
-        if mask.numel() == 0:
-            keys[:, :, -1:] = k
-            values[:, :, -1:] = v
-            return F.scaled_dot_product_attention(q, keys, values)
-        keys[rows, :, newest] = k[:, :, 0]
-        values[rows, :, newest] = v[:, :, 0]
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-
-
-class AttendBySums(nn.Module):
-    """What `RowSumCache` does."""
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], n_columns: int
-    ) -> Tensor:
-        """Write k and v (B, H, 1, D), and what q sees: numbers in the order of q's."""
-        keys, key_rows, key_begins, new_keys = operands[:4]
-        values, value_rows, value_begins, new_values, hidden = operands[4:]
-        n_rows, n_heads, size = q.size(0), q.size(1), q.size(3)
-        keys.put_(new_keys, k)
-        values.index_copy_(0, new_values, v.reshape(-1, size))
-        n_chunks = len(key_begins) // (n_rows * n_heads)
-        q = (q * size**-0.5).expand(-1, -1, n_chunks, -1).reshape(-1)
-        scores = torch.embedding_bag(keys, key_rows, key_begins, False, 0, False, q)[0]
-        scores = scores.view(n_rows, n_heads, -1)[:, :, :n_columns]
-        if hidden.numel() > 0:
-            scores.masked_fill_(hidden, -torch.inf)
-        p = scores.softmax(-1).reshape(-1)
-        out: Tensor = torch.embedding_bag(values, value_rows, value_begins, False, 0, False, p)[0]
-        return out
-
-
-class AttendByBytes(nn.Module):
-    """What `ByteCache` does."""
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], n_columns: int
-    ) -> Tensor:
-        """Write k and v (B, H, 1, D), and what q sees: numbers in the order of q's."""
-        keys, key_rows, key_begins, new_keys = operands[:4]
-        values, value_rows, value_begins, new_values, hidden = operands[4:9]
-        newest, newest_rows, newest_begins = operands[9:]
-        n_rows, n_heads, size = q.size(0), q.size(1), q.size(3)
-        newest.put_(new_keys, k)
-        new = torch.ops.quantized.embedding_bag_byte_prepack(v.reshape(-1, size))
-        values.index_copy_(0, new_values, new)
-        q = q * size**-0.5
-        scores = torch.embedding_bag(
-            newest, newest_rows, newest_begins, False, 0, False, q.reshape(-1)
-        )[0].view(n_rows, n_heads, -1)
-        if len(key_begins) > 0:
-            n_chunks = len(key_begins) // (n_rows * n_heads)
-            q = q.expand(-1, -1, n_chunks, -1).reshape(-1)
-            full = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
-                keys, key_rows, key_begins, False, 0, False, q
-            ).view(n_rows, n_heads, -1)
-            scores = torch.cat([full, scores[:, :, : n_columns - full.size(-1)]], -1)
-        else:
-            scores = scores[:, :, :n_columns]
-        if hidden.numel() > 0:
-            scores.masked_fill_(hidden, -torch.inf)
-        out: Tensor = torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
-            values, value_rows, value_begins, False, 0, False, scores.softmax(-1).reshape(-1)
-        )
-        return out
+def attend(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], n_columns: int) -> Tensor:
+    """What `KVCache.attend` does: write k and v (B, H, 1, D), and what q sees."""
+    kv, rows, newest, mask = operands
+    keys, values = kv[0, : len(q), :, :n_columns], kv[1, : len(q), :, :n_columns]
+    if mask.numel() == 0:
+        keys[:, :, -1:] = k
+        values[:, :, -1:] = v
+        return F.scaled_dot_product_attention(q, keys, values)
+    keys[rows, :, newest] = k[:, :, 0]
+    values[rows, :, newest] = v[:, :, 0]
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
