@@ -193,3 +193,7 @@ def test_a_worker_that_cannot_open_the_model_ends_the_job(address, bark, tmp_pat
     job = ClusterJob(bark, manifest, tmp_path / "out", crew=Crew(1, 1, False), opened=gone)
     with job, pytest.raises(ValueError, match=r"cannot make clips: no model './gone'"):
         list(job.run())
+    import ray
+
+    with pytest.raises(ray.exceptions.RaySystemError):  # rather than that a new Ray starts
+        ray.put(1)

@@ -29,6 +29,9 @@ _QUIET = {
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A thread of Ray Data that outlives `ray.shutdown()` would start a Ray of its own, whose end
+    # costs a minute and then the process.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 _IMPATIENT = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "3"}
 

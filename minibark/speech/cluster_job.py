@@ -9,6 +9,7 @@ the folder, as on one machine.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -98,9 +99,11 @@ class ClusterJob(Job):
             for size in (self._size(), 1):
                 if not left:
                     break
-                for told in self._told(list(left.values()), size, roll, on_step):
-                    if (made := self._take(told, left)) is not None:
-                        yield self._note(made, begin)
+                told_now = self._told(list(left.values()), size, roll, on_step)
+                with contextlib.closing(told_now):
+                    for told in told_now:
+                        if (made := self._take(told, left)) is not None:
+                            yield self._note(made, begin)
                 for made in self._found(left):
                     yield self._note(made, begin)
             for task in left.values():
@@ -128,7 +131,7 @@ class ClusterJob(Job):
 
     def _told(
         self, tasks: Sequence[Task], size: int, roll: Roll, on_step: OnStep | None
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any]]:
         """What workers tell of these lines.
 
         Raises:
@@ -157,14 +160,16 @@ class ClusterJob(Job):
             )
         workers: set[str] = set()
         try:
-            for row in made.iter_rows():
-                told = json.loads(row["told"])
-                workers.add(who := told.pop("worker"))
-                if on_step:
-                    on_step("workers", min(len(workers), n), n)
-                if "trouble" in told:
-                    raise ClusterError(f"the worker {who} cannot make clips: {told['trouble']}")
-                yield told
+            # Closed, not dropped: what is left of its threads must end before Ray does.
+            with contextlib.closing(iter(made.iter_rows())) as rows:
+                for row in rows:
+                    told = json.loads(row["told"])
+                    workers.add(who := told.pop("worker"))
+                    if on_step:
+                        on_step("workers", min(len(workers), n), n)
+                    if "trouble" in told:
+                        raise ClusterError(f"the worker {who} cannot make clips: {told['trouble']}")
+                    yield told
         except ray.exceptions.RayError as error:
             text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
             raise ClusterError(
