@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 
 import minibark
 from minibark.speech.bulk import run
-from minibark.speech.cluster import Crew, connected, crew
+from minibark.speech.cluster import Crew, connected, crew, leave, ray_package
 from minibark.speech.cluster_job import ClusterJob
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -193,7 +194,24 @@ def test_a_worker_that_cannot_open_the_model_ends_the_job(address, bark, tmp_pat
     job = ClusterJob(bark, manifest, tmp_path / "out", crew=Crew(1, 1, False), opened=gone)
     with job, pytest.raises(ValueError, match=r"cannot make clips: no model './gone'"):
         list(job.run())
-    import ray
 
-    with pytest.raises(ray.exceptions.RaySystemError):  # rather than that a new Ray starts
+
+def test_threads_of_ray_data_end_before_ray(tmp_path):
+    """A thread that asks Ray for something after its end ends this process without a word."""
+    ray, rows, begun = ray_package(), [], threading.Event()
+    leave()
+
+    def read():
+        slow = ray.data.range(2).map_batches(lambda batch: time.sleep(1) or batch, batch_size=1)
+        for row in slow.iter_rows():
+            rows.append(row)
+            begun.set()
+
+    with connected("local", 1, 1):
+        thread = threading.Thread(target=read)
+        thread.start()
+        assert begun.wait(60)
+    thread.join(1)
+    assert rows == [{"id": 0}, {"id": 1}]
+    with pytest.raises(ray.exceptions.RaySystemError):  # rather than that another Ray starts
         ray.put(1)

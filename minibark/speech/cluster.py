@@ -7,9 +7,12 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from ..files import reason
@@ -20,6 +23,7 @@ from .split import MissingExtraError
 LOCAL = "local"
 _CORES = 4  # of a worker on a CPU: more make it little faster
 _ANSWER_S = 5.0
+_THREADS_S = 10.0
 _STORE_BYTES = 100 << 20  # of a cluster that is started here: records are small
 # Ray reads these when it is imported or connects. Its log says nothing that the bar does not, and
 # its own patience with an address is two minutes.
@@ -29,9 +33,7 @@ _QUIET = {
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # A thread of Ray Data that outlives `ray.shutdown()` would start a Ray of its own, whose end
-    # costs a minute and then the process.
-    "RAY_ENABLE_AUTO_CONNECT": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # or whoever asks it for something too late starts another
 }
 _IMPATIENT = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "3"}
 
@@ -82,7 +84,7 @@ def connected(address: str, workers: int | None = None, cores: int | None = None
             _join(ray, address, workers, cores)
             yield
         finally:
-            ray.shutdown()
+            leave()
 
 
 def _join(ray: Any, address: str, workers: int | None, cores: int | None) -> None:
@@ -153,6 +155,33 @@ def ray_package() -> Any:
             "--ray needs the package ray; pip install 'minibark[cluster]'"
         ) from error
     return ray
+
+
+def leave() -> None:
+    """Shut Ray down, with its workers, whatever they are at.
+
+    A thread that asks Ray for something afterwards ends the process, with status 1 and not a word
+    (`CoreWorkerProcess`), so those of Ray Data are waited for.
+    """
+    ray = ray_package()
+    home, own = os.path.dirname(ray.data.__file__), threading.get_ident()
+    deadline = time.monotonic() + _THREADS_S
+    while time.monotonic() < deadline and any(
+        _is_at_work(frame, home) for thread, frame in sys._current_frames().items() if thread != own
+    ):
+        time.sleep(0.02)
+    ray.shutdown()
+
+
+def _is_at_work(frame: FrameType | None, folder: str) -> bool:
+    """Whether a thread runs code in a folder, or what that called, and is not parked for good."""
+    if frame is None or (
+        frame.f_code is threading.Condition.wait.__code__ and frame.f_locals["timeout"] is None
+    ):
+        return False
+    while frame is not None and not frame.f_code.co_filename.startswith(folder + os.sep):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _find(address: str) -> None:

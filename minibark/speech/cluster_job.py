@@ -26,7 +26,7 @@ from ..stages import Stages
 from .batch import MOST_ROWS
 from .bulk import Job
 from .clips import Clip, Task
-from .cluster import ClusterError, Crew, ray_package
+from .cluster import ClusterError, Crew, leave, ray_package
 from .manifest import BadLine, Line, seed_of
 from .roll import Roll
 from .worker import Orders, Worker, orders_of
@@ -115,7 +115,7 @@ class ClusterJob(Job):
             is_whole = True
         finally:
             if not is_whole:
-                ray_package().shutdown()  # which ends its workers, whatever they are at
+                leave()
             roll.wait(_GONE_S)
             if not is_whole:
                 for made in self._found(left):
@@ -160,7 +160,6 @@ class ClusterJob(Job):
             )
         workers: set[str] = set()
         try:
-            # Closed, not dropped: what is left of its threads must end before Ray does.
             with contextlib.closing(iter(made.iter_rows())) as rows:
                 for row in rows:
                     told = json.loads(row["told"])
