@@ -111,7 +111,7 @@ def build(stage: str, config: BarkConfig, state: State, choice: Choice) -> nn.Mo
         stage: one of `STAGES`.
         config: of the whole Bark.
         state: its checked tensors, as a `Checkpoint` has them. In float32 they become the
-            module's own, mapped files included; else nothing of them is kept.
+            module's own, mapped files included; else none of them is kept.
         choice: where it will run and how.
     """
     module = empty_module(stage, getattr(config, stage))
@@ -129,7 +129,8 @@ def build(stage: str, config: BarkConfig, state: State, choice: Choice) -> nn.Mo
     else:
         # A matrix is read and converted after the other: no float32 copy of all is made.
         if choice.device.type == "cpu":
-            reduce.reduce(module, state, choice.precision)
+            recur = stage == "coarse"  # a window every 60 steps
+            reduce.reduce(module, state, choice.precision, prompts_recur=recur)
         else:
             from .gpu.int8 import reduce_to_int8
 
@@ -175,13 +176,17 @@ def describe(model: nn.Module, choice: Choice) -> str:
         made = decoder(model, 0, choice)
         cache = made.new_cache(model, 1) if isinstance(made, CachedDecoder) else None
         parts += [
-            f"table {type(model.transformer.wte).__name__}",
+            f"table {_table(model.transformer.wte)}",
             f"head {type(model.lm_head).__name__}",
             f"decoder {type(made).__name__}" + (f", cache {type(cache).__name__}" if cache else ""),
         ]
     else:
         parts += [f"passes {type(passes(model, choice)).__name__}"]
     return "; ".join(parts)
+
+
+def _table(table: nn.Module) -> str:
+    return type(table).__name__ + (" in its file" if getattr(table, "is_mapped", False) else "")
 
 
 def _counts(names: Counter[str]) -> str:

@@ -13,22 +13,24 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 import minibark
 from minibark.checkpoint.presets import preset
 from minibark.checkpoint.rows import dequantize_rows, quantize_rows
 from minibark.config import FineGPTConfig, GPTConfig
 from minibark.cpu import abilities as cpu
-from minibark.cpu import float32, int4
+from minibark.cpu import float32, int4, tables
 from minibark.cpu import reduce as room
 from minibark.cpu.attention import causal_by_block, full_by_head
-from minibark.cpu.float16 import Embedding16, Linear16
-from minibark.cpu.int4 import Int4Embedding, Int4Linear, dequantize_groups, quantize_groups
-from minibark.cpu.int8 import Int8Embedding, Int8Linear, Int8ManyRows, multiply_int8
+from minibark.cpu.float16 import Linear16
+from minibark.cpu.int4 import Int4Linear, dequantize_groups, quantize_groups
+from minibark.cpu.int8 import Int8Linear, Int8ManyRows, Int8Twice, multiply_int8
 from minibark.cpu.reduce import reduce
+from minibark.cpu.tables import ReducedTable
 from minibark.decoding import CachedDecoder, UncachedDecoder
 from minibark.model import GPT, FineGPT, Head, causal_attention, full_attention
-from minibark.precision import PRECISIONS
+from minibark.precision import FLOATS, PRECISIONS
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64}
 REDUCED = ("float16", "bfloat16", "int8", "int4")
@@ -267,8 +269,9 @@ def test_embeddings_are_close_to_float32():
     ids = torch.tensor([[0, 49], [7, 7]])
     expected = table(ids)
     for got in (
-        Int8Embedding(*quantize_rows(table.weight))(ids),
-        Embedding16(table.weight.detach().half())(ids),
+        ReducedTable(*quantize_rows(table.weight), None)(ids),
+        ReducedTable(table.weight.detach(), None, None)(ids),
+        ReducedTable(table.weight.detach(), None, torch.float16)(ids),
     ):
         assert got.shape == (2, 2, 64) and got.dtype == torch.float32
         assert (got - expected).abs().max() <= table.weight.abs().max() / 127
@@ -448,8 +451,8 @@ def test_what_is_reduced_where():
             if name.startswith("transformer.h.") and ".c_" in name:
                 in_int8 = precision == "int4" and ".h.0." in name
                 assert type(module) is (Int8Linear if in_int8 else kind), name
-        table = Embedding16 if kind is Linear16 else Int8Embedding
-        assert type(gpt.transformer.wte) is table
+        assert type(gpt.transformer.wte) is ReducedTable
+        assert gpt.transformer.wte.weight.dtype == FLOATS.get(precision, torch.int8)
         in_fine = {type(m) for name, m in fine.named_modules() if ".c_" in name}
         many = Int8ManyRows if cpu.has_int8_many_rows() else Int8Linear
         assert in_fine == {many if precision.startswith("int") else kind}
@@ -460,17 +463,39 @@ def test_what_is_reduced_where():
         assert all(type(table) is torch.nn.Embedding for table in fine.transformer.wtes)
 
 
-def test_a_big_table_is_int4_in_int4(monkeypatch):
-    gpt, _ = models()
-    table = gpt.transformer.wte.weight.clone()
-    monkeypatch.setattr(room, "BIG_TABLE", table.numel() - 1)
-    wte = reduced(gpt, "int4").transformer.wte
-    assert type(wte) is Int4Embedding
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.int8])
+def test_a_big_table_stays_in_its_file_and_gives_the_same(tmp_path, monkeypatch, stored, dtype):
+    table, scale = torch.randn(1000, 64), None
+    table, scale = quantize_rows(table) if stored == torch.int8 else (table.to(stored), None)
+    others = torch.zeros(3, dtype=torch.uint8)  # so that what follows lies at an odd address
+    save_file({"a": others, "table": table}, tmp_path / "file.safetensors")
+    (mapped,) = [load_file(tmp_path / "file.safetensors")["table"]]
+    held = ReducedTable(mapped, scale, dtype)
+    monkeypatch.setattr(tables, "BIG", table.numel() - 1)
+    stays = ReducedTable(mapped, scale, dtype)
+    assert not held.is_mapped and stays.is_mapped == sys.platform.startswith("linux")
+    assert mapped.data_ptr() not in (held.weight.data_ptr(), stays.weight.data_ptr())
+    del mapped
+    (tmp_path / "file.safetensors").unlink()
     ids = torch.randint(len(table), (2, 7))
-    q, scale_and_zero = quantize_groups(table)
-    assert torch.equal(wte(ids), dequantize_groups(q, scale_and_zero)[ids])
-    step = scale_and_zero[..., :1].float().amax()
-    assert (wte(ids) - table[ids]).abs().max() < step
+    assert stays(ids).shape == (2, 7, 64) and torch.equal(stays(ids), held(ids))
+    assert not ReducedTable(table, scale, dtype).is_mapped  # it lies in memory
+
+
+@needs_many_rows
+def test_a_coarse_model_has_int8_matrices_for_few_rows_and_for_many():
+    gpt, _ = models()
+    other = copy.deepcopy(gpt)
+    reduce(gpt, gpt.state_dict(), "int8", prompts_recur=True)
+    reduce(other, other.state_dict(), "int8")
+    products = [
+        module for name, module in gpt.named_modules() if name.endswith((".c_fc", ".c_proj"))
+    ]
+    assert {type(one) for one in products} == {Int8Twice}
+    for n in (1, 31, 32, 60):
+        tokens = torch.randint(300, (1, n))
+        torch.testing.assert_close(gpt(tokens), other(tokens), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("precision", REDUCED)

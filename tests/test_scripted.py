@@ -39,7 +39,8 @@ def model_in(precision, **changes):
     if precision == "float32":
         float32.dress(model)
     else:
-        reduce(model, model.state_dict(), precision)
+        twice = precision == "int8 twice"
+        reduce(model, model.state_dict(), precision.split()[0], prompts_recur=twice)
     return model.eval()
 
 
@@ -84,7 +85,7 @@ ACTS = [
 
 
 @pytest.mark.parametrize("kind", [KVCache, RowSumCache, ByteCache])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*PRECISIONS, "int8 twice"])
 def test_the_bits_are_those_of_the_plain_decoder(precision, kind):
     same_bits(both(model_in(precision), kind), ACTS)
 

@@ -44,11 +44,13 @@ def causal_by_block(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype = torch.
     out = torch.empty_like(q)
     q, k, v = _scaled(q, k, v, dtype)
     hidden = q.new_full((BLOCK, BLOCK), -torch.inf).triu_(1)
-    for first in range(0, n, BLOCK):
-        last = min(first + BLOCK, n)
-        scores = q[:, :, first:last] @ k[:, :, :last].transpose(2, 3)
-        scores[..., first:] += hidden[: last - first, : last - first]
-        out[:, :, first:last] = scores.softmax(-1) @ v[:, :, :last]
+    for b in range(q.shape[0]):
+        for first in range(0, n, BLOCK):
+            last = min(first + BLOCK, n)
+            # By `bmm`, since `matmul` copies what is part of a tensor first.
+            scores = torch.bmm(q[b, :, first:last], k[b, :, :last].transpose(1, 2))
+            scores[..., first:] += hidden[: last - first, : last - first]
+            out[b, :, first:last] = torch.bmm(scores.softmax(-1), v[b, :, :last])
     return out
 
 

@@ -29,15 +29,3 @@ class Linear16(Packed):
             weight = weight.to(self.large)
             bias = None if bias is None else bias.to(self.large)
         return F.linear(x.to(weight.dtype), weight, bias).float()
-
-
-class Embedding16(Packed):
-    """An embedding table in 16 bits: ids (...) -> (..., C) float32."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Look ids (...) up."""
-        return F.embedding(ids, self.weight).float()

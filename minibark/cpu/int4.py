@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import abilities
-from .int8 import multiply_int8
+from .int8 import MANY_ROWS, multiply_int8
 from .packed import Packed
 
 GROUP = 32  # columns that share a scale and a zero
-MANY_ROWS = 32  # positions, from which expanding pays
 # The operator's own layout, as it is on a processor with AVX-512: blocks of 64 outputs, each
 # (K, 32) bytes; a low nibble is of the block's first 32, a high one of its others.
 BLOCK = 64
@@ -90,28 +89,6 @@ def _pack_nibbles(q: Tensor) -> Tensor:
 def _unpack_nibbles(packed: Tensor) -> Tensor:
     """The numbers (N, K) of `_pack_nibbles`' bytes."""
     return torch.stack((packed >> 4, packed & 15), dim=-1).flatten(1)
-
-
-class Int4Embedding(Packed):
-    """An embedding table with int4 rows: ids (...) -> (..., C) float32."""
-
-    def __init__(self, weight: Tensor) -> None:
-        """From a table (N, C) of any floating type."""
-        super().__init__()
-        n, c = weight.shape
-        self.packed = torch.empty(n, c // 2, dtype=torch.uint8)
-        self.scale_and_zero = torch.empty(n, c // GROUP, 2, dtype=torch.bfloat16)
-        # A large table at a time would need several times its own size on the way.
-        for first in range(0, n, 4096):
-            rows = slice(first, first + 4096)
-            q, self.scale_and_zero[rows] = quantize_groups(weight[rows])
-            self.packed[rows] = _pack_nibbles(q)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Look ids (...) up."""
-        flat = ids.flatten()
-        rows = dequantize_groups(_unpack_nibbles(self.packed[flat]), self.scale_and_zero[flat])
-        return rows.view(*ids.shape, rows.shape[1])
 
 
 class Int4Linear(Packed):

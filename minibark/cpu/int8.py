@@ -14,6 +14,8 @@ from ..checkpoint.rows import dequantize_rows
 from . import abilities
 from .packed import Packed
 
+MANY_ROWS = 32  # rows, from which a product of its own for many rows pays
+
 
 class Int8Linear(Packed):
     """A Linear with int8 weights: x (..., K) float32 -> (..., N) float32."""
@@ -74,6 +76,33 @@ class Int8ManyRows(Packed):
         return out.view(*x.shape[:-1], len(self.scale))
 
 
+class Int8Twice(Packed):
+    """A Linear with int8 weights in two orders, for few rows and for many, and GELU if asked for.
+
+    The same numbers in twice the memory, for a model whose prompts recur.
+
+    Attributes:
+        few: the product for fewer than `MANY_ROWS` rows; GELU is not in it.
+    """
+
+    def __init__(
+        self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, gelu: bool = False
+    ) -> None:
+        """As `Int8ManyRows`."""
+        super().__init__()
+        self.few = Int8Linear(weight, scale, bias)
+        self.many = Int8ManyRows(weight, scale, bias, gelu=gelu)
+        self.bias, self.gelu = self.few.bias, gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x (..., K) -> (..., N) float32."""
+        if x.numel() >= MANY_ROWS * x.shape[-1]:
+            out: Tensor = self.many(x)
+            return out
+        y: Tensor = self.few(x)
+        return F.gelu(y) if self.gelu else y
+
+
 def multiply_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """X W, with an int8 matrix as it is, and X's rows quantized each over its own range.
 
@@ -100,19 +129,6 @@ def _to_bytes(x: Tensor, scale: float, zero: int, dtype: torch.dtype) -> Tensor:
     storage = quantized.untyped_storage()
     plain = torch.uint8 if dtype == torch.quint8 else torch.int8
     return torch.empty(0, dtype=plain).set_(storage, 0, x.shape, x.stride())
-
-
-class Int8Embedding(Packed):
-    """An embedding table with int8 rows: ids (...) -> (..., C) float32."""
-
-    def __init__(self, weight: Tensor, scale: Tensor) -> None:
-        """From `quantize_rows`' (N, C) int8 and (N,) float32."""
-        super().__init__()
-        self.weight, self.scale = weight.clone(), scale.clone()
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Look ids (...) up."""
-        return dequantize_rows(self.weight[ids], self.scale[ids])
 
 
 def _pack_int8(weight: Tensor, scale: Tensor, bias: Tensor | None) -> object:

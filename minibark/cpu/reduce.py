@@ -5,9 +5,9 @@
     int4                a scale and a zero for each 32 numbers of a row (`int4.py`)
 
 Whatever it is, a product takes float32 and gives float32; LayerNorms, cache, logits and the codec
-are float32. int4 is for the causal models' layers, whose steps read every weight for one position,
-and their text tables. What changes the tokens more stays int8: the first layer, the heads, the
-small tables. So does the fine model, whose products are bound by arithmetic.
+are float32. int4 is for the causal models' layers, whose steps read every weight for one position.
+What changes the tokens more stays int8: the first layer, heads and tables. So does the fine model,
+whose products are bound by arithmetic.
 
 Operators that make this fast may be missing or slow elsewhere (`abilities.py`).
 """
@@ -24,12 +24,11 @@ from ..files import warn
 from ..model import GPT, Block, FineGPT
 from ..precision import FLOATS
 from . import abilities, attention
-from .float16 import Embedding16, Linear16
-from .int4 import GROUP, Int4Embedding, Int4Linear, is_expanded
-from .int8 import Int8Embedding, Int8Linear, Int8ManyRows
+from .float16 import Linear16
+from .int4 import GROUP, Int4Linear, is_expanded
+from .int8 import Int8Linear, Int8ManyRows, Int8Twice
 from .packed import Packed
-
-BIG_TABLE = 2**25  # numbers in a table from which it is int4: the released text tables
+from .tables import ReducedTable
 
 
 class ReducedHead(Packed):
@@ -50,25 +49,39 @@ class ReducedHead(Packed):
         return out
 
 
-def reduce(model: GPT | FineGPT, state: Mapping[str, Tensor], precision: str) -> None:
+def reduce(
+    model: GPT | FineGPT,
+    state: Mapping[str, Tensor],
+    precision: str,
+    *,
+    prompts_recur: bool = False,
+) -> None:
     """Give a model its weights in a precision other than float32, in place.
 
-    The fine model's tables stay float32: they are its heads too, and small. Nothing of `state` is
-    kept, so that a mapped file can go when every stage has been made of it.
+    The fine model's tables stay float32: they are its heads too, and small. No tensor of `state` is
+    kept, so that a mapped file can go when every stage has been made of it; a big table is mapped
+    anew (`tables.py`).
 
     Args:
         model: its own weights do not matter and may be on the meta device.
         state: weights in any floating type, or int8 matrices with their scales beside them.
         precision: one of `PRECISIONS`, not float32.
+        prompts_recur: whether a causal model reads a long prompt every few steps, for which its
+            int8 matrices are kept a second time.
     """
     weights = _Weights(state)
     attention.dress(model)
     if isinstance(model, GPT):
-        model.transformer.wte = _table(*weights.matrix("transformer.wte"), precision)
+        table = ReducedTable(*weights.matrix("transformer.wte"), FLOATS.get(precision))
+        model.transformer.wte = table
         model.lm_head = _head(*weights.matrix("lm_head"), precision)
+        twice = prompts_recur and precision == "int8" and abilities.has_int8_many_rows()
         for layer, block in enumerate(model.transformer.blocks):
             suffers = precision == "int4" and layer == 0
-            _reduce_layer(block, layer, weights, "int8" if suffers else precision)
+            if twice:
+                _reduce_layer_with_gelu(block, layer, weights, Int8Twice)
+            else:
+                _reduce_layer(block, layer, weights, "int8" if suffers else precision)
     else:
         # All its products have many rows.
         many = "bfloat16" if abilities.has_fast_bfloat16() else "float16"
@@ -76,7 +89,7 @@ def reduce(model: GPT | FineGPT, state: Mapping[str, Tensor], precision: str) ->
         in_int8 = kind == "int8" and abilities.has_int8_many_rows()
         for layer, block in enumerate(model.transformer.blocks):
             if in_int8:
-                _reduce_layer_of_many_rows(block, layer, weights)
+                _reduce_layer_with_gelu(block, layer, weights, Int8ManyRows)
             else:
                 _reduce_layer(block, layer, weights, kind)
     model.load_state_dict(weights.rest(), strict=True, assign=True)
@@ -115,12 +128,14 @@ def _reduce_layer(block: Block, layer: int, weights: _Weights, precision: str) -
     mlp.c_proj = _linear(*weights.linear(f"{name}.mlp.c_proj"), precision, widen=False)
 
 
-def _reduce_layer_of_many_rows(block: Block, layer: int, weights: _Weights) -> None:
+def _reduce_layer_with_gelu(
+    block: Block, layer: int, weights: _Weights, kind: type[Int8ManyRows] | type[Int8Twice]
+) -> None:
     """int8, with GELU inside the product in front of it."""
 
     def product(name: str, gelu: bool = False) -> nn.Module:
         weight, scale, bias = weights.linear(f"transformer.h.{layer}.{name}")
-        return Int8ManyRows(*rows_of(weight, scale), bias, gelu=gelu)
+        return kind(*rows_of(weight, scale), bias, gelu=gelu)
 
     block.attn.c_attn = product("attn.c_attn")
     block.attn.c_proj = product("attn.c_proj")
@@ -136,14 +151,6 @@ def _linear(
     if precision in FLOATS:
         return Linear16(floats_of(weight, scale).to(FLOATS[precision], copy=True), bias)
     return Int8Linear(*rows_of(weight, scale), bias)
-
-
-def _table(weight: Tensor, scale: Tensor | None, precision: str) -> nn.Module:
-    if precision in FLOATS:
-        return Embedding16(floats_of(weight, scale).to(FLOATS[precision], copy=True))
-    if precision == "int4" and weight.numel() > BIG_TABLE and weight.shape[1] % GROUP == 0:
-        return Int4Embedding(floats_of(weight, scale))
-    return Int8Embedding(*rows_of(weight, scale))
 
 
 def _head(weight: Tensor, scale: Tensor | None, precision: str) -> nn.Module:

@@ -23,8 +23,8 @@ from ..model import GPT, MLP, Block, Cache, KVCache, SelfAttention
 from .byte_sums import ByteCache
 from .float16 import Linear16
 from .float32 import OneDNNLinear, SmallLinear
-from .int4 import MANY_ROWS, Int4Linear
-from .int8 import Int8Linear
+from .int4 import Int4Linear
+from .int8 import MANY_ROWS, Int8Linear, Int8Twice
 from .row_sums import RowSumCache
 from .scripts import Float16, Float32, Int4, Int8, Layer, attend
 
@@ -160,8 +160,9 @@ def _scriptable(product: nn.Module) -> nn.Module | None:
         return None
     if isinstance(product, OneDNNLinear):
         return Float32(product)
-    if isinstance(product, Int8Linear):
-        return Int8(product) if product.packed is not None else None
+    if isinstance(product, (Int8Linear, Int8Twice)):
+        few = product.few if isinstance(product, Int8Twice) else product
+        return Int8(few, getattr(product, "gelu", False)) if few.packed is not None else None
     if isinstance(product, Int4Linear):
         return Int4(product) if product.fast else None
     return Float16(product) if isinstance(product, Linear16) else None
@@ -191,4 +192,4 @@ _ATTENTION: dict[type, Callable[..., Tensor]] = {
     RowSumCache: RowSumCache.attention,
     ByteCache: ByteCache.attention,
 }
-_PRODUCTS = (OneDNNLinear, SmallLinear, Int8Linear, Int4Linear, Linear16)
+_PRODUCTS = (OneDNNLinear, SmallLinear, Int8Linear, Int8Twice, Int4Linear, Linear16)

@@ -73,16 +73,17 @@ class Float32(nn.Module):
 
 
 class Int8(nn.Module):
-    """What `Int8Linear` does."""
+    """What `Int8Linear` does, or `Int8Twice` for few rows x."""
 
-    def __init__(self, product: Int8Linear) -> None:
+    def __init__(self, product: Int8Linear, gelu: bool = False) -> None:
         super().__init__()
         self.packed, self.reduce_range = product.packed, product.reduce_range
+        self.gelu = gelu
 
     def forward(self, x: Tensor, floats: list[Tensor], place: int) -> Tensor:
         """Multiply x (B, K) -> (B, N); `floats` has a float32 weight at its place in the layer."""
-        out: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)
-        return out
+        y: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)
+        return F.gelu(y) if self.gelu else y
 
 
 class Int4(nn.Module):
