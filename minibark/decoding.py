@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .model import GPT, Cache, KVCache
+from .noise import fill_exponential
 from .sampling import OnStep, Sampling, choose, probabilities
 
 
@@ -194,7 +195,7 @@ class RandomStreams:
         """
         for row, generator in enumerate(self._generators):
             if active[row]:
-                noise[row].exponential_(generator=generator)
+                fill_exponential(noise[row], generator)
             else:
                 noise[row].fill_(1)
 
@@ -207,7 +208,7 @@ class RandomStreams:
         generator.set_state(self._before[row])
         again = torch.empty(n_numbers, dtype=torch.float32, device=generator.device)
         for _ in range(n_made - n_draws):
-            again.exponential_(generator=generator)
+            fill_exponential(again, generator)
 
 
 def own_stream(device: torch.device) -> torch.Generator:

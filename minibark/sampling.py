@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .noise import fill_exponential
+
 OnStep = Callable[[str, int, int], None]
 """Told (stage, steps done, steps in all) as a loop advances; equal numbers mark its end."""
 
@@ -76,7 +78,7 @@ def draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
         (...) int64.
     """
     noise = torch.empty_like(probs, memory_format=torch.contiguous_format)
-    return (probs / noise.exponential_(generator=generator)).argmax(-1)
+    return (probs / fill_exponential(noise, generator)).argmax(-1)
 
 
 def choose(probs: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:

@@ -16,8 +16,8 @@ MODEL = (
 )
 # A room imports from rooms in front of it, and those of one line not from each other.
 ORDER = (
-    ("_version", "bert_characters", "config", "leftovers", "precision", "sampling", "surroundings"),
-    ("files", "codec_stream"),
+    ("_version", "bert_characters", "config", "leftovers", "noise", "precision", "surroundings"),
+    ("files", "codec_stream", "sampling"),
     ("tokenizer", "voice", "codec", "model", "audio"),
     ("text",),
     ("decoding",),
