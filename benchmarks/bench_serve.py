@@ -38,6 +38,7 @@ def server(model: str, precision: str, args: argparse.Namespace) -> Iterator[int
     options = ["--port", "0", "--max-batch", str(args.max_batch), "--queue", "1000"]
     options += ["--device", args.device, "--precision", precision]
     options += ["--threads", str(args.threads)] if args.threads else []
+    options += ["--processes", str(args.processes)]
     command = [sys.executable, "-m", "minibark", "serve", "--model", model, *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -136,6 +137,7 @@ def main() -> None:
     add("--listeners", **count, nargs="+", default=[1, 4, 16], help="at once (1 4 16)")
     add("--texts", **count, default=32, help="requests (32)")
     add("--max-batch", **count, default=8, help="rows (8)")
+    add("--processes", **count, default=1, help="of the model (1)")
     add("--longest-s", type=float, default=2.0, metavar="S", help="of pieces of random weights (2)")
     add("--screenshot", metavar="FILE.png", help="keep a picture of the page")
     args = common.parse(parser)

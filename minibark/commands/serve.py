@@ -42,6 +42,14 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests that may wait; more are refused at once (%(default)s)",
     )
+    add(
+        "--processes",
+        type=whole_number(1, 64),
+        default=1,
+        metavar="N",
+        help="that share the requests and, on a CPU, its cores; for narrow models such as tiny and "
+        "for many cores (%(default)s)",
+    )
     add("--api-key", metavar="KEY", help=f"which requests must bring (default: ${_KEY}, or none)")
     add(
         "--max-body",
@@ -100,6 +108,7 @@ def _serve(args: argparse.Namespace) -> None:
         voice=args.voice,
         most_running=args.max_batch,
         most_waiting=args.queue,
+        n_processes=args.processes,
         key=key,
         names=names,
         origins=origins,

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ..speech.processes import ProcessPipeline
 from ..speech.shared import SharedPipeline
 from .door import SPEECH, Admission, Door
 from .errors import RequestError, going_down, json_response
@@ -129,7 +130,7 @@ def build(
             "most_waiting": desk.most_waiting,
         }
         pipeline = house.stages.pipeline if house.stages is not None else None
-        if isinstance(pipeline, SharedPipeline):
+        if isinstance(pipeline, (SharedPipeline, ProcessPipeline)):
             queue |= {"rows": pipeline.n_live, "rows_waiting": pipeline.n_waiting}
         return json_response({"model": house.model, "queue": queue, **house.stats.document()})
 

@@ -19,6 +19,8 @@ from starlette.applications import Starlette
 
 from ..bark import Bark
 from ..files import reason, shown
+from ..pipeline import Pipeline
+from ..speech.processes import ProcessPipeline
 from ..speech.shared import SharedPipeline
 from .app import build
 from .door import LOOPBACK_NAMES, Admission
@@ -42,6 +44,7 @@ class Settings:
         voice: who speaks where a request names nobody; None is nobody in particular.
         most_running: requests that are spoken together.
         most_waiting: requests that wait; beyond them 429.
+        n_processes: that the model runs in; 1 is this one.
         key: which requests must bring; None is none.
         names: by which it may be called beside its own, such as a proxy's.
         origins: pages of other places that may use it.
@@ -57,6 +60,7 @@ class Settings:
     voice: str | None = None
     most_running: int = 8
     most_waiting: int = 32
+    n_processes: int = 1
     key: str | None = None
     names: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
@@ -119,8 +123,10 @@ def run(settings: Settings, open_bark: Callable[[], Bark], tell: Callable[[str],
     loading.on_error = server.end
     with listener:
         server.run([listener])
-    if house.stages is not None and isinstance(house.stages.pipeline, SharedPipeline):
-        house.stages.pipeline.close(finish=False)  # nothing runs but after a second signal
+    if house.stages is not None:
+        pipeline = house.stages.pipeline
+        if isinstance(pipeline, (SharedPipeline, ProcessPipeline)):
+            pipeline.close(finish=False)  # nothing runs but after a second signal
     if loading.error is not None:
         raise loading.error
 
@@ -178,10 +184,7 @@ class _Loading:
             try:
                 bark = self._open()
                 voices = ServedVoices(bark, self._settings.voice)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    bark.generate("Hello.", seed=0, max_duration_s=0.5)
-                bark.pipeline = SharedPipeline(bark.pipeline, self._settings.most_running)
+                bark.pipeline = self._pipeline(bark)
             except BaseException as error:
                 self.error = error
                 with contextlib.suppress(RuntimeError):
@@ -192,6 +195,16 @@ class _Loading:
 
         threading.Thread(target=load, name="minibark-loading", daemon=True).start()
         yield
+
+    def _pipeline(self, bark: Bark) -> Pipeline:
+        """One for many threads, which has spoken once."""
+        n, most = self._settings.n_processes, self._settings.most_running
+        if n > 1:
+            return ProcessPipeline(bark, n, most, self._house.tell)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            bark.generate("Hello.", seed=0, max_duration_s=0.5)
+        return SharedPipeline(bark.pipeline, most)
 
 
 def _bound(host: str, port: int) -> socket.socket:

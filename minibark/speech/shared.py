@@ -20,7 +20,7 @@ from .batch import MOST_ROWS
 from .continuous import ContinuousBatch
 from .ticket import Ticket
 
-_TOLD_AGAIN_S = 0.5  # after which a listener whose rows wait is asked whether he is there still
+TOLD_AGAIN_S = 0.5  # after which a listener whose rows wait is asked whether he is there still
 
 
 class ClosedError(ValueError):
@@ -113,7 +113,7 @@ class SharedPipeline(Pipeline):
             last = ("semantic", 0, 1)
             while left:
                 try:
-                    event = events.get(timeout=_TOLD_AGAIN_S if on_step else None)
+                    event = events.get(timeout=TOLD_AGAIN_S if on_step else None)
                 except Empty:
                     event = last
                 if isinstance(event, Ticket):
