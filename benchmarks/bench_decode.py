@@ -114,7 +114,7 @@ def step_bytes(model: GPT, ids: slice) -> int:
 
     Packed weights are no tensors of a module: there it is the bits that they were made of.
     """
-    config, bits = model.config, {"Int4Linear": 4.6, "Int8Linear": 8.0}
+    config, bits = model.config, {"Int4Linear": 4.6, "Int8Linear": 8.0, "Int8Twice": 8.0}
     products = [block.mlp.c_fc for block in model.transformer.blocks]
     sizes = [
         8.0 * weight.element_size()

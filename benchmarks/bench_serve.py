@@ -36,15 +36,13 @@ TEXTS = (
 def server(model: str, precision: str, args: argparse.Namespace) -> Iterator[int]:
     """The port of a server in a process of its own."""
     options = ["--port", "0", "--max-batch", str(args.max_batch), "--queue", "1000"]
-    options += ["--device", args.device, "--precision", precision]
+    options += ["--device", args.device, "--precision", precision, f"--processes={args.processes}"]
     options += ["--threads", str(args.threads)] if args.threads else []
-    options += ["--processes", str(args.processes)]
     command = [sys.executable, "-m", "minibark", "serve", "--model", model, *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
     try:
         said = ""
-        for line in process.stderr:
+        for line in process.stderr or ():
             said += line
             if found := re.search(r"listens on http://\S+:(\d+)/", line):
                 threading.Thread(target=process.stderr.read, daemon=True).start()
@@ -103,11 +101,11 @@ def measure(port: int, listeners: int, args: argparse.Namespace) -> dict[str, An
     if failed:
         raise failed[0]
     firsts, sound = zip(*heard, strict=True)
-    median, p99 = np.percentile(firsts, [50, 99])
+    percentiles = map(float, np.percentile(firsts, [50, 99]))
     return {
         "listeners": listeners,
         "requests": len(heard),
-        "first_sound_s": {"median": float(median), "p99": float(p99)},
+        "first_sound_s": dict(zip(("median", "p99"), percentiles, strict=True)),
         "audio_s": sum(sound),
         "wall_s": wall_s,
         "audio_per_s": sum(sound) / wall_s,
@@ -135,9 +133,9 @@ def main() -> None:
     common.add_options(parser, names, model="tiny", repeats=1)
     add, count = parser.add_argument, {"type": common.positive, "metavar": "N"}
     add("--listeners", **count, nargs="+", default=[1, 4, 16], help="at once (1 4 16)")
-    add("--texts", **count, default=32, help="requests (32)")
-    add("--max-batch", **count, default=8, help="rows (8)")
-    add("--processes", **count, default=1, help="of the model (1)")
+    counts = ("--texts", 32, "requests"), ("--max-batch", 8, "rows"), ("--processes", 1, "of it")
+    for name, default, what in counts:
+        add(name, **count, default=default, help=f"{what} ({default})")
     add("--longest-s", type=float, default=2.0, metavar="S", help="of pieces of random weights (2)")
     add("--screenshot", metavar="FILE.png", help="keep a picture of the page")
     args = common.parse(parser)

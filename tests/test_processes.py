@@ -172,6 +172,38 @@ class Shy(Bark):
         raise ValueError("not here")
 
 
+class OddError(Exception):
+    """Cannot be made again of what it says."""
+
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
+
+class Odd(Bark):
+    def __setstate__(self, state):
+        raise OddError("this", "that")
+
+
+class Closed(Bark):
+    def __getstate__(self):
+        raise TypeError("cannot be handed over")
+
+
+class Dying(Bark):
+    def __setstate__(self, state):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [(Odd, "this and that"), (Closed, "cannot be handed over"), (Dying, "it was killed")],
+)
+def test_whatever_goes_wrong_is_told(kind, why):
+    with pytest.raises(RuntimeError, match=f"a process of the model could not begin: .*{why}"):
+        ProcessPipeline(kind(TINY, device="cpu"), 2, 1)
+    assert not [child for child in children() if kind.__name__ in command(child)]
+
+
 def test_what_cannot_begin_says_why(bark):
     with pytest.raises(RuntimeError, match=r"could not begin: .*not here"):
         ProcessPipeline(Shy(TINY, device="cpu"), 1, 1)

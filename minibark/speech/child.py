@@ -10,23 +10,28 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..files import reason
 from ..options import Options
 from ..pipeline import Pipeline, Row
 from ..stages import Stages
+from ..voice import Voice
 from .shared import SharedPipeline
+
+Arrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 _END_S = 5.0  # for a process to end by itself
 
@@ -39,7 +44,7 @@ class Child:
     """A process and those who wait for its answers."""
 
     def __init__(
-        self, content: bytes, most: int, threads: int, on_end: Callable[[Child, bool], None]
+        self, stages: Stages, most: int, threads: int, on_end: Callable[[Child, bool], None]
     ) -> None:
         self.n_rows = 0
         self._on_end, self._ready = on_end, SimpleQueue[Exception | None]()
@@ -48,15 +53,19 @@ class Child:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_work, args=(theirs, content, most, threads), name="minibark rows", daemon=True
+            target=_work, args=(theirs, most, threads), name="minibark rows", daemon=True
         )
         self._process.start()
         theirs.close()
-        threading.Thread(target=self._listen, name="minibark answers", daemon=True).start()
+        listening = threading.Thread(target=self._listen, args=(stages,), daemon=True)
+        listening.start()
 
     def wait_until_ready(self) -> None:
         """RuntimeError: it could not begin."""
-        if (error := self._ready.get()) is not None:
+        error = self._ready.get()
+        if isinstance(error, LostError):
+            error = RuntimeError("it was killed, or memory ran out")
+        if error is not None:
             raise RuntimeError(
                 f"a process of the model could not begin: {reason(error)}"
             ) from error
@@ -86,13 +95,18 @@ class Child:
 
     def _send(self, message: tuple[Any, ...]) -> None:
         with self._sending, contextlib.suppress(OSError, ValueError):  # it has ended
-            self._connection.send_bytes(pickle.dumps(message))
+            self._connection.send(message)
 
-    def _listen(self) -> None:
+    def _listen(self, stages: Stages) -> None:
         was_ready = False
+        try:
+            with self._sending:  # in this thread, since it waits until the process reads
+                self._connection.send(stages)
+        except Exception as error:
+            self._ready.put(error)
         with contextlib.suppress(EOFError, OSError):
             while True:
-                number, kind, content = pickle.loads(self._connection.recv_bytes())
+                number, kind, content = self._connection.recv()
                 if number is None:
                     was_ready = content is None
                     self._ready.put(content)
@@ -113,6 +127,16 @@ def _lost_error() -> LostError:
     return LostError("the process that spoke it has ended (killed, or out of memory); ask again")
 
 
+def arrays_of(voice: Voice) -> Arrays:
+    """Its three token streams."""
+    return voice.semantic.numpy(), voice.coarse.numpy(), voice.fine.numpy()
+
+
+def voice_of(arrays: Arrays) -> Voice:
+    """The voice of three token streams."""
+    return Voice(*map(torch.from_numpy, arrays))
+
+
 # ---- in the process
 
 
@@ -120,19 +144,15 @@ class _DroppedError(Exception):
     """Nobody waits for the answer."""
 
 
-def _work(connection: Connection, content: bytes, most: int, threads: int) -> None:
+def _work(connection: Connection, most: int, threads: int) -> None:
     """Answer orders until the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first decides
     torch.set_num_threads(threads)
     sending, dropped = threading.Lock(), set[int]()
 
     def send(number: int | None, kind: str, what: Any) -> None:
-        try:
-            message = pickle.dumps((number, kind, what))
-        except Exception:
-            message = pickle.dumps((number, kind, RuntimeError(reason(what))))
         with sending, contextlib.suppress(OSError):
-            connection.send_bytes(message)
+            connection.send((number, kind, what))
 
     def answer(number: int, what: str, order: tuple[Any, ...], is_told: bool) -> None:
         def on_step(*step: object) -> None:
@@ -143,31 +163,35 @@ def _work(connection: Connection, content: bytes, most: int, threads: int) -> No
 
         try:
             if what == "decode":
-                send(number, "done", pipeline.decode(*order))
+                send(number, "done", pipeline.decode(torch.from_numpy(order[0])))
                 return
             parts, states, options = order
             streams = [torch.Generator() for _ in states]
             for stream, state in zip(streams, states, strict=True):
-                stream.set_state(state)
-            rows = [Row(ids, voice, streams[place]) for ids, voice, place in parts]
+                stream.set_state(torch.from_numpy(state))
+            rows = [
+                Row(torch.from_numpy(ids), arrays and voice_of(arrays), streams[place])
+                for ids, arrays, place in parts
+            ]
             voices = pipeline.speak(rows, options, on_step)
-            send(number, "done", (voices, [stream.get_state() for stream in streams]))
+            states = [stream.get_state().numpy() for stream in streams]
+            send(number, "done", ([arrays_of(voice) for voice in voices], states))
         except Exception as error:
-            send(number, "error", error)
+            send(number, "error", _portable(error))
         finally:
             dropped.discard(number)
 
     try:
-        pipeline = SharedPipeline(_loaded(content), most)
+        pipeline = SharedPipeline(_loaded(connection.recv()), most)
         answering = ThreadPoolExecutor(2 * most)
     except Exception as error:
-        send(None, "ready", error)
+        send(None, "ready", _portable(error))
         os._exit(1)
     send(None, "ready", None)
     what = ""
     with contextlib.suppress(EOFError, OSError):  # who asked is gone
         while what != "end":
-            number, what, order, is_told = pickle.loads(connection.recv_bytes())
+            number, what, order, is_told = connection.recv()
             if what == "drop":
                 dropped.add(number)
             elif what != "end":
@@ -175,9 +199,17 @@ def _work(connection: Connection, content: bytes, most: int, threads: int) -> No
     os._exit(0)  # a thread may be inside the model
 
 
-def _loaded(content: bytes) -> Pipeline:
+def _portable(error: Exception) -> Exception:
+    """The error, or one that says the same if it cannot be handed over."""
+    try:
+        ForkingPickler.loads(ForkingPickler.dumps(error))
+    except Exception:
+        return RuntimeError(reason(error))
+    return error
+
+
+def _loaded(stages: Stages) -> Pipeline:
     """The pipeline of a Bark that has spoken: what is made at the first word is there."""
-    stages: Stages = pickle.loads(content)
     ids = torch.tensor(stages.tokenizer.encode("Hello."))
     row = Row(ids, None, torch.Generator().manual_seed(0))
     with warnings.catch_warnings():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import pickle
 import threading
 from collections.abc import Callable, Sequence
 from queue import Empty
@@ -29,7 +28,7 @@ from ..sampling import OnStep
 from ..stages import Stages
 from ..voice import Voice
 from .batch import positive
-from .child import Child, LostError
+from .child import Child, LostError, arrays_of, voice_of
 from .shared import TOLD_AGAIN_S, ClosedError
 
 
@@ -61,7 +60,7 @@ class ProcessPipeline(Pipeline):
             raise ValueError(f"several processes are for a CPU, not for {self.choice.device}")
         positive(n, "n"), positive(most, "most")
         self._process, self._tell = os.getpid(), tell
-        self._order = pickle.dumps(stages), most, max(1, torch.get_num_threads() // n)
+        self._order = stages, most, max(1, torch.get_num_threads() // n)
         self._lock, self._numbers = threading.Condition(), itertools.count()
         self._is_closed, self._n_starting = False, 0
         self._workers: list[Child] = []
@@ -108,18 +107,18 @@ class ProcessPipeline(Pipeline):
         given = [row.generator or own for row in rows]
         streams = list(dict.fromkeys(given))  # rows may share one
         parts = [
-            (row.ids, row.voice, streams.index(one)) for row, one in zip(rows, given, strict=True)
+            (row.ids.numpy(), row.voice and arrays_of(row.voice), streams.index(one))
+            for row, one in zip(rows, given, strict=True)
         ]
-        states = [stream.get_state() for stream in streams]
-        voices: list[Voice]
+        states = [stream.get_state().numpy() for stream in streams]
         voices, states = self._ask("speak", len(rows), (parts, states, options), on_step)
         for stream, state in zip(streams, states, strict=True):
-            stream.set_state(state)
-        return voices
+            stream.set_state(torch.from_numpy(state))
+        return [voice_of(arrays) for arrays in voices]
 
     def decode(self, codes: Tensor) -> Audio:
         """The audio of codes (n_fine_codebooks, T); errors are those of `speak`."""
-        audio: Audio = self._ask("decode", 1, (codes,), None)
+        audio: Audio = self._ask("decode", 1, (codes.numpy(),), None)
         return audio
 
     def close(self, finish: bool = True) -> None:
