@@ -19,7 +19,8 @@ def fill_exponential(noise: Tensor, generator: torch.Generator | None) -> Tensor
         noise: of any floating type and device.
         generator: random stream of that device; None is torch's own.
     """
-    if noise.device.type == "cpu" and noise.dtype == torch.float32 and _is_of_logarithms():
+    is_plain = noise.dtype == torch.float32 and noise.is_contiguous()
+    if is_plain and noise.device.type == "cpu" and _is_of_logarithms():
         return _logarithms(noise, generator)
     return noise.exponential_(generator=generator)
 

@@ -44,3 +44,9 @@ def test_other_types_are_torch_s_own():
     theirs, ours = (torch.Generator().manual_seed(1) for _ in range(2))
     expected = torch.empty(50, dtype=torch.float64).exponential_(generator=theirs)
     assert torch.equal(fill_exponential(torch.empty(50, dtype=torch.float64), ours), expected)
+
+
+def test_numbers_that_lie_otherwise_are_torch_s_own():
+    theirs, ours = (torch.Generator().manual_seed(1) for _ in range(2))
+    expected = torch.empty(7, 5).T.exponential_(generator=theirs)
+    assert torch.equal(fill_exponential(torch.empty(7, 5).T, ours), expected)

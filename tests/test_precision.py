@@ -469,17 +469,20 @@ def test_a_big_table_stays_in_its_file_and_gives_the_same(tmp_path, monkeypatch,
     table, scale = torch.randn(1000, 64), None
     table, scale = quantize_rows(table) if stored == torch.int8 else (table.to(stored), None)
     others = torch.zeros(3, dtype=torch.uint8)  # so that what follows lies at an odd address
-    save_file({"a": others, "table": table}, tmp_path / "file.safetensors")
-    (mapped,) = [load_file(tmp_path / "file.safetensors")["table"]]
+    folder = tmp_path / " a\rb é"
+    folder.mkdir()
+    save_file({"a": others, "table": table}, folder / "file.safetensors")
+    (mapped,) = [load_file(folder / "file.safetensors")["table"]]
     held = ReducedTable(mapped, scale, dtype)
     monkeypatch.setattr(tables, "BIG", table.numel() - 1)
     stays = ReducedTable(mapped, scale, dtype)
     assert not held.is_mapped and stays.is_mapped == sys.platform.startswith("linux")
     assert mapped.data_ptr() not in (held.weight.data_ptr(), stays.weight.data_ptr())
     del mapped
-    (tmp_path / "file.safetensors").unlink()
+    (folder / "file.safetensors").unlink()
     ids = torch.randint(len(table), (2, 7))
     assert stays(ids).shape == (2, 7, 64) and torch.equal(stays(ids), held(ids))
+    assert stays(ids[:, :0]).shape == (2, 0, 64)
     assert not ReducedTable(table, scale, dtype).is_mapped  # it lies in memory
 
 

@@ -4,6 +4,8 @@ import contextlib
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from serving import serving
 
 from minibark import Bark, Options
 from minibark.pipeline import Row
+from minibark.speech import processes
 from minibark.speech.child import LostError
 from minibark.speech.processes import ProcessPipeline
 from minibark.speech.shared import ClosedError
@@ -92,6 +95,19 @@ def test_streams_go_on_where_they_would(bark, pipeline, whose):
     assert torch.equal(left[0][1], left[1][1])
 
 
+def test_calls_that_share_a_stream_follow_one_another(pipeline):
+    ids = row(1).ids
+    for generator in (None, torch.Generator().manual_seed(2)):
+        barrier = threading.Barrier(4)
+
+        def speak(_, generator=generator, barrier=barrier):
+            barrier.wait()
+            return pipeline.speak([Row(ids, None, generator)], SHORT)[0].fine.numpy().tobytes()
+
+        with ThreadPoolExecutor(4) as pool:
+            assert len(set(pool.map(speak, range(4)))) == 4
+
+
 def test_who_listens_is_told_and_may_leave(pipeline):
     told = []
     pipeline.speak([row(1)], SHORT, lambda *step: told.append(step))
@@ -109,8 +125,14 @@ def test_who_listens_is_told_and_may_leave(pipeline):
 def test_errors_are_those_of_the_model(pipeline):
     with pytest.raises(ValueError, match="sliding_window_len"):
         pipeline.speak([row(1)], Options(sliding_window_len=10**6))
-    with pytest.raises(ValueError, match="codes must be in"):
+    with pytest.raises(ValueError, match="codes must be in") as told:
         pipeline.decode(torch.full((TINY.codec.n_codebooks, 4), 10**6))
+    assert "In a process of the model" in told.value.__notes__[0] and "_latent" in str(
+        told.value.__notes__
+    )
+    with pytest.raises(TypeError):  # what cannot be handed over at all
+        pipeline._ask("speak", 1, (threading.Lock(),), None)
+    assert pipeline.n_live == 0
 
 
 def test_a_process_that_is_killed_loses_its_rows_and_is_replaced(pipeline, told):
@@ -140,7 +162,109 @@ def test_a_process_that_is_killed_loses_its_rows_and_is_replaced(pipeline, told)
         time.sleep(0.05)
     assert len([child for child in children() if "spawn_main" in command(child)]) == 2
     assert told == ["a process of the model has ended (killed, or out of memory); another begins"]
+    told.clear()
     pipeline.speak([row(1)], SHORT), pipeline.speak([row(2)], SHORT)
+
+
+class Fickle(Bark):
+    """Cannot be opened for a time: where a file of that name is."""
+
+    place = ""
+
+    def __getstate__(self):
+        return super().__getstate__() | {"place": self.place}
+
+    def __setstate__(self, state):
+        if os.path.exists(state.pop("place")):
+            raise ValueError("not now")
+        super().__setstate__(state)
+
+
+def test_a_process_that_cannot_begin_again_is_tried_again(tmp_path, monkeypatch):
+    bark, told = Fickle(TINY, device="cpu", seed=3), []
+    bark.place = str(tmp_path / "flag")
+    monkeypatch.setattr(processes, "_PAUSE_S", 0.2)
+    before = set(children())
+    with ProcessPipeline(bark, 1, 2, told.append) as pipeline:
+        Path(bark.place).touch()
+        (victim,) = [one for one in set(children()) - before if "spawn_main" in command(one)]
+        os.kill(victim, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while len(told) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert told[1] == "a process of the model could not begin: not now; it is tried again"
+        assert not pipeline.is_able
+        with pytest.raises(LostError, match=r"tried again|ended"):
+            pipeline.speak([row(1)], SHORT)
+        Path(bark.place).unlink()
+        while not pipeline.is_able:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert len(pipeline.speak([row(1)], SHORT)) == 1
+
+
+def test_a_process_that_is_stopped_is_ended_too(bark, monkeypatch):
+    monkeypatch.setattr(processes, "_END_S", 0.5)
+    before = set(children())
+    pipeline = ProcessPipeline(bark, 1, 2)
+    (child,) = [one for one in set(children()) - before if "spawn_main" in command(one)]
+    os.kill(child, signal.SIGSTOP)
+    codes = torch.zeros(TINY.codec.n_codebooks, 20_000, dtype=torch.int64)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(pipeline.decode, codes) for _ in range(3)]
+        time.sleep(0.5)
+        pipeline.close(finish=False)
+        for one in waiting:
+            with pytest.raises(ClosedError, match="has been closed"):
+                one.result(20)
+    assert not command(child)
+
+
+def test_a_process_too_many_ends_those_before_it(bark, monkeypatch):
+    real, started = processes.Child, []
+
+    def child(*args):
+        if started:
+            raise OSError(11, "no room")
+        started.append(real(*args))
+        return started[0]
+
+    before = set(children())
+    monkeypatch.setattr(processes, "Child", child)
+    with pytest.raises(OSError, match="no room"):
+        ProcessPipeline(bark, 2, 2)
+    assert not [one for one in set(children()) - before if "spawn_main" in command(one)]
+
+
+SCRIPT = """
+import sys
+from minibark import Bark, Options
+from minibark.speech.processes import ProcessPipeline
+if __name__ == "__main__":
+    bark = Bark.from_pretrained("tiny", device="cpu")
+    pipeline = ProcessPipeline(bark, 2, 2, print)
+    print("begun")
+"""
+
+
+def test_a_script_that_forgets_to_close_ends_quietly(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "begun\n", "")
+
+
+def test_a_script_without_a_guard_is_told_where_to_look(tmp_path):
+    script = SCRIPT.replace('if __name__ == "__main__":', "if True:")
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and "Safe importing of main module" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith("it ended with status 1; what it wrote is above"), last
 
 
 def command(process):
@@ -218,6 +342,20 @@ def test_a_bark_with_processes_can_be_pickled_still(bark, pipeline):
     other = pickle.loads(pickle.dumps(bark))
     other.pipeline = pipeline
     assert pickle.loads(pickle.dumps(other)).config == bark.config
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_group_s_signal_lets_a_server_finish(end):
+    """As a terminal or a service manager sends it: to the server and its processes."""
+    body = {"input": "Hello there, my good old friend.", "seed": 3, "response_format": "pcm"}
+    with serving("--processes", "2") as server, ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(server.speak, body) for _ in range(3)]
+        server.until(lambda stats: stats["queue"]["rows"] == 3)
+        for one in [*children(server.process.pid), server.process.pid]:
+            os.kill(one, end)
+        assert [one.result(60)[0] for one in asked] == [200] * 3
+        assert server.process.wait(60) == 0
+    assert not any("has ended" in line for line in server.said)
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

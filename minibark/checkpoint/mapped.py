@@ -21,12 +21,16 @@ def mapped_alone(tensor: Tensor) -> Tensor | None:
     written to.
 
     Args:
-        tensor: on the CPU.
+        tensor: on the CPU, and not changed since it was mapped.
 
     Returns:
         None if it lies in no file as it is, or if the system does not tell.
     """
-    if tensor.device.type != "cpu" or not tensor.is_contiguous() or not tensor.numel():
+    if (
+        tensor.device.type != "cpu"
+        or not tensor.is_contiguous()
+        or not tensor.numel() * tensor.ndim
+    ):
         return None
     found = _place(tensor.data_ptr(), tensor.nbytes)
     if found is None:
@@ -49,7 +53,7 @@ def _place(address: int, n_bytes: int) -> tuple[str, int] | None:
     """The file that is mapped there, and where in it that is."""
     lines: list[bytes] = []
     with contextlib.suppress(OSError):
-        lines = _MAPS.read_bytes().splitlines()
+        lines = _MAPS.read_bytes().split(b"\n")[:-1]  # names may have other ends of lines
     for line in lines:
         span, _, begin, _, inode, *name = line.split(None, 5)
         first, last = (int(end, 16) for end in span.split(b"-"))

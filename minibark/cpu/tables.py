@@ -44,7 +44,7 @@ class ReducedTable(Packed):
         if self.is_mapped:
             rows, scale = self._reduced(rows, scale)
         rows = rows.float() if scale is None else dequantize_rows(rows, scale)
-        return rows.view(*ids.shape, -1)
+        return rows.view(*ids.shape, rows.shape[1])
 
     def _reduced(self, rows: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.dtype is not None:

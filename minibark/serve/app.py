@@ -116,9 +116,12 @@ def build(
         return json_response({"id": request.path_params["name"], "deleted": True})
 
     async def health(request: Request) -> Response:
-        house.ready()
+        pipeline = house.ready()[0].pipeline
         if house.desk.is_closing:
             raise going_down()
+        if isinstance(pipeline, ProcessPipeline) and not pipeline.is_able:
+            message = "no process of the model could begin; it is tried again"
+            raise RequestError(503, message, code="loading", retry_after_s=10)
         return json_response({"status": "ok", "model": house.model})
 
     async def stats(request: Request) -> Response:

@@ -11,10 +11,14 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import threading
+import time
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
@@ -29,7 +33,7 @@ from ..options import Options
 from ..pipeline import Pipeline, Row
 from ..stages import Stages
 from ..voice import Voice
-from .shared import SharedPipeline
+from .shared import ClosedError, SharedPipeline
 
 Arrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
@@ -41,34 +45,43 @@ class LostError(RuntimeError):
 
 
 class Child:
-    """A process and those who wait for its answers."""
+    """A process and those who wait for its answers.
+
+    Attributes:
+        n_rows: that it is at.
+    """
 
     def __init__(
-        self, stages: Stages, most: int, threads: int, on_end: Callable[[Child, bool], None]
+        self,
+        stages: Stages,
+        most: int,
+        threads: int,
+        ready: SimpleQueue[Exception | None],
+        on_end: Callable[[Child], None],
     ) -> None:
+        """Start it; OSError: there is no room for one more.
+
+        Args:
+            stages: a Bark, which is opened again there.
+            most: rows that are spoken together.
+            threads: of torch.
+            ready: gets None once it has begun, or why it cannot.
+            on_end: called in a thread when it has ended.
+        """
         self.n_rows = 0
-        self._on_end, self._ready = on_end, SimpleQueue[Exception | None]()
+        self._ready, self._on_end = ready, on_end
         self._waiting: dict[int, SimpleQueue[tuple[str, Any]]] = {}
-        self._sending, self._is_over = threading.Lock(), False
+        self._sending, self._is_over, self._has_begun = threading.Lock(), False, False
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
             target=_work, args=(theirs, most, threads), name="minibark rows", daemon=True
         )
-        self._process.start()
+        # What a terminal or a service manager sends goes to all; the first process decides.
+        with _blocked("SIGINT", "SIGTERM", "SIGHUP"):
+            self._process.start()
         theirs.close()
-        listening = threading.Thread(target=self._listen, args=(stages,), daemon=True)
-        listening.start()
-
-    def wait_until_ready(self) -> None:
-        """RuntimeError: it could not begin."""
-        error = self._ready.get()
-        if isinstance(error, LostError):
-            error = RuntimeError("it was killed, or memory ran out")
-        if error is not None:
-            raise RuntimeError(
-                f"a process of the model could not begin: {reason(error)}"
-            ) from error
+        threading.Thread(target=self._listen, args=(stages,), daemon=True).start()
 
     def ask(
         self, number: int, what: str, order: tuple[Any, ...], is_told: bool
@@ -85,30 +98,39 @@ class Child:
         if self._waiting.pop(number, None) is not None:
             self._send((number, "drop", (), False))
 
-    def end(self) -> None:
-        """End the process, whatever it is at."""
-        self._send((0, "end", (), False))
-        self._process.join(_END_S)
+    def hang_up(self) -> None:
+        """Let the process end itself, whatever it is at; nothing waits for that."""
+        # Closed alone, the connection would live on in the thread that reads it.
+        with contextlib.suppress(OSError, ValueError):
+            line = socket.socket(fileno=os.dup(self._connection.fileno()))
+            with line:
+                line.shutdown(socket.SHUT_RDWR)
+
+    def end(self, deadline: float) -> None:
+        """See that it has ended by a moment of `time.monotonic`, and at once if it only loads."""
+        if self._has_begun:
+            self._process.join(max(0.0, deadline - time.monotonic()))
         if self._process.is_alive():
             self._process.kill()
-            self._process.join()
+        self._process.join()
 
-    def _send(self, message: tuple[Any, ...]) -> None:
-        with self._sending, contextlib.suppress(OSError, ValueError):  # it has ended
-            self._connection.send(message)
+    def _send(self, message: object) -> None:
+        content = ForkingPickler.dumps(message)
+        with self._sending, contextlib.suppress(OSError):  # it has ended
+            self._connection.send_bytes(content)
 
     def _listen(self, stages: Stages) -> None:
-        was_ready = False
+        why: Exception | None = None
         try:
-            with self._sending:  # in this thread, since it waits until the process reads
-                self._connection.send(stages)
+            self._send(stages)  # in this thread, since it waits until the process reads
         except Exception as error:
-            self._ready.put(error)
-        with contextlib.suppress(EOFError, OSError):
+            why = error
+            self.hang_up()
+        with contextlib.suppress(Exception):  # whatever comes instead of an answer is its end
             while True:
                 number, kind, content = self._connection.recv()
                 if number is None:
-                    was_ready = content is None
+                    self._has_begun, why = content is None, content
                     self._ready.put(content)
                     continue
                 ends = kind != "step"
@@ -116,11 +138,34 @@ class Child:
                 if answers is not None:
                     answers.put((kind, content))
         self._is_over = True
+        self._process.join(_END_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
         self._connection.close()
-        self._ready.put(_lost_error())
+        if not self._has_begun:
+            status = self._process.exitcode or 0
+            what = "it was killed, or memory ran out"
+            if status >= 0:
+                what = f"it ended with status {status}; what it wrote is above"
+            self._ready.put(why or LostError(what))
         for answers in list(self._waiting.values()):
             answers.put(("error", _lost_error()))
-        self._on_end(self, was_ready)
+        self._on_end(self)
+
+
+@contextlib.contextmanager
+def _blocked(*names: str) -> Iterator[None]:
+    """Signals that a process does not get which this thread starts meanwhile."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # which would let them through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in names])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _lost_error() -> LostError:
@@ -146,7 +191,6 @@ class _DroppedError(Exception):
 
 def _work(connection: Connection, most: int, threads: int) -> None:
     """Answer orders until the connection is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the first decides
     torch.set_num_threads(threads)
     sending, dropped = threading.Lock(), set[int]()
 
@@ -176,7 +220,10 @@ def _work(connection: Connection, most: int, threads: int) -> None:
             voices = pipeline.speak(rows, options, on_step)
             states = [stream.get_state().numpy() for stream in streams]
             send(number, "done", ([arrays_of(voice) for voice in voices], states))
+        except ClosedError:
+            os._exit(1)  # its thread has ended; another process takes its place
         except Exception as error:
+            error.add_note(f"In a process of the model:\n{traceback.format_exc()}")
             send(number, "error", _portable(error))
         finally:
             dropped.discard(number)
@@ -188,13 +235,12 @@ def _work(connection: Connection, most: int, threads: int) -> None:
         send(None, "ready", _portable(error))
         os._exit(1)
     send(None, "ready", None)
-    what = ""
-    with contextlib.suppress(EOFError, OSError):  # who asked is gone
-        while what != "end":
+    with contextlib.suppress(EOFError, OSError):  # who asked is gone, or has hung up
+        while True:
             number, what, order, is_told = connection.recv()
             if what == "drop":
                 dropped.add(number)
-            elif what != "end":
+            else:
                 answering.submit(answer, number, what, order, is_told)
     os._exit(0)  # a thread may be inside the model
 

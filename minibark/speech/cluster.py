@@ -166,11 +166,15 @@ def leave() -> None:
     ray = ray_package()
     home, own = os.path.dirname(ray.data.__file__), threading.get_ident()
     deadline = time.monotonic() + _THREADS_S
-    while time.monotonic() < deadline and any(
-        _is_at_work(frame, home) for thread, frame in sys._current_frames().items() if thread != own
-    ):
-        time.sleep(0.02)
-    ray.shutdown()
+    try:
+        while time.monotonic() < deadline and any(
+            _is_at_work(frame, home)
+            for thread, frame in sys._current_frames().items()
+            if thread != own
+        ):
+            time.sleep(0.02)
+    finally:  # where Ctrl-C comes once more, too
+        ray.shutdown()
 
 
 def _is_at_work(frame: FrameType | None, folder: str) -> bool:

@@ -10,11 +10,14 @@ memory.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
-from queue import Empty
+import time
+from collections.abc import Callable, Iterator, Sequence
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
@@ -31,13 +34,17 @@ from .batch import positive
 from .child import Child, LostError, arrays_of, voice_of
 from .shared import TOLD_AGAIN_S, ClosedError
 
+_END_S = 5.0  # for processes to end by themselves
+_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0  # before a process that could not begin is tried again
+
 
 class ProcessPipeline(Pipeline):
     """A pipeline whose `speak` and `decode` any number of threads may call; a context manager.
 
-    Rows go to the process that has the fewest. Each is what it is alone, as in `SharedPipeline`. A
-    process that is lost loses the rows that it had, and another takes its place. Single stages are
-    the other pipeline's and run in the caller's thread. It is for a CPU.
+    Rows go to the process that has the fewest. Each is what it is alone, as in `SharedPipeline`;
+    calls whose rows draw from one stream, or from torch's own, follow one another. A process that
+    is lost loses the rows that it had, and another takes its place. Single stages are the other
+    pipeline's and run in the caller's thread. It is for a CPU.
     """
 
     def __init__(
@@ -54,6 +61,7 @@ class ProcessPipeline(Pipeline):
         Raises:
             ValueError: no positive whole numbers, or not on a CPU.
             RuntimeError: a process could not begin; the text says why.
+            OSError: there is no room for one more process.
         """
         vars(self).update(vars(stages.pipeline))
         if self.choice.device.type != "cpu":
@@ -63,15 +71,21 @@ class ProcessPipeline(Pipeline):
         self._order = stages, most, max(1, torch.get_num_threads() // n)
         self._lock, self._numbers = threading.Condition(), itertools.count()
         self._is_closed, self._n_starting = False, 0
-        self._workers: list[Child] = []
+        self._children: list[Child] = []  # all that have been started and not ended
+        self._workers: list[Child] = []  # those that take rows
+        self._streams_in_use = set[torch.Generator]()
+        ready = SimpleQueue[Exception | None]()
         try:
-            starting = [Child(*self._order, self._lost) for _ in range(n)]
-            self._workers += starting
-            for worker in starting:
-                worker.wait_until_ready()
+            for _ in range(n):
+                self._start(ready)
+            # Before multiprocessing's own, which ends processes as if they were lost.
+            atexit.register(self.close, finish=False)
+            for _ in range(n):
+                _check(ready.get())
         except BaseException:
             self.close(finish=False)
             raise
+        self._workers += self._children
 
     def __enter__(self) -> ProcessPipeline:
         return self
@@ -89,6 +103,11 @@ class ProcessPipeline(Pipeline):
         """Rows at work."""
         return sum(worker.n_rows for worker in [*self._workers])
 
+    @property
+    def is_able(self) -> bool:
+        """Whether there is a process that takes rows."""
+        return bool(self._workers)
+
     def speak(
         self, rows: Sequence[Row], options: Options, on_step: OnStep | None = None
     ) -> list[Voice]:
@@ -97,11 +116,11 @@ class ProcessPipeline(Pipeline):
         Args:
             rows: as for `SharedPipeline.speak`.
             options: of all these rows.
-            on_step: as there.
+            on_step: as there. If it raises, streams stay where they were.
 
         Raises:
             ClosedError, ValueError, Exception: as there.
-            LostError: their process ended.
+            LostError: their process ended, or there is none just now.
         """
         own = own_stream(self.choice.device)
         given = [row.generator or own for row in rows]
@@ -110,10 +129,11 @@ class ProcessPipeline(Pipeline):
             (row.ids.numpy(), row.voice and arrays_of(row.voice), streams.index(one))
             for row, one in zip(rows, given, strict=True)
         ]
-        states = [stream.get_state().numpy() for stream in streams]
-        voices, states = self._ask("speak", len(rows), (parts, states, options), on_step)
-        for stream, state in zip(streams, states, strict=True):
-            stream.set_state(torch.from_numpy(state))
+        with self._alone_with(streams):
+            states = [stream.get_state().numpy() for stream in streams]
+            voices, states = self._ask("speak", len(rows), (parts, states, options), on_step)
+            for stream, state in zip(streams, states, strict=True):
+                stream.set_state(torch.from_numpy(state))
         return [voice_of(arrays) for arrays in voices]
 
     def decode(self, codes: Tensor) -> Audio:
@@ -127,11 +147,29 @@ class ProcessPipeline(Pipeline):
             return
         with self._lock:
             self._is_closed = True
+            self._lock.notify_all()
             if finish:
-                self._lock.wait_for(lambda: not any(worker.n_rows for worker in self._workers))
-            workers, self._workers = self._workers, []
-        for worker in workers:
-            worker.end()
+                self._lock.wait_for(lambda: not self.n_live)
+            children, self._children, self._workers = self._children, [], []
+        for child in children:
+            child.hang_up()
+        deadline = time.monotonic() + _END_S
+        for child in children:
+            child.end(deadline)
+        atexit.unregister(self.close)
+
+    @contextlib.contextmanager
+    def _alone_with(self, streams: Sequence[torch.Generator]) -> Iterator[None]:
+        """Nobody else draws from these meanwhile."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._streams_in_use.isdisjoint(streams))
+            self._streams_in_use.update(streams)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._streams_in_use.difference_update(streams)
+                self._lock.notify_all()
 
     def _ask(self, what: str, n_rows: int, order: tuple[Any, ...], on_step: OnStep | None) -> Any:
         """What a process answers."""
@@ -142,7 +180,7 @@ class ProcessPipeline(Pipeline):
             if self._is_closed:
                 raise ClosedError("the pipeline has been closed; it takes no more texts")
             if not self._workers:
-                raise LostError("all processes of the model have ended; start anew")
+                raise LostError("no process of the model could begin; it is tried again")
             worker, number = min(self._workers, key=lambda one: one.n_rows), next(self._numbers)
             worker.n_rows += n_rows
         try:
@@ -155,6 +193,8 @@ class ProcessPipeline(Pipeline):
                     kind, content = "step", last
                 if kind == "done":
                     return content
+                if kind == "error" and isinstance(content, LostError) and self._is_closed:
+                    raise ClosedError("the pipeline has been closed; the text was not finished")
                 if kind == "error":
                     raise content
                 if on_step:
@@ -166,26 +206,61 @@ class ProcessPipeline(Pipeline):
                 worker.n_rows -= n_rows
                 self._lock.notify_all()
 
-    def _lost(self, worker: Child, was_ready: bool) -> None:
-        """Put another process in the place of one that ended."""
+    # ---- processes
+
+    def _start(self, ready: SimpleQueue[Exception | None]) -> Child:
+        child = Child(*self._order, ready, self._lost)
         with self._lock:
-            if self._is_closed or worker not in self._workers or not was_ready:
+            self._children.append(child)
+        return child
+
+    def _lost(self, child: Child) -> None:
+        """Put another process in the place of one that took rows and has ended."""
+        with self._lock:
+            if child not in self._workers:
                 return
-            self._workers.remove(worker)
-            self._n_starting += 1
+            self._workers.remove(child)
+            self._children.remove(child)
         self._tell("a process of the model has ended (killed, or out of memory); another begins")
-        other: Child | None = None
-        try:
-            other = Child(*self._order, self._lost)
-            other.wait_until_ready()
-        except (RuntimeError, OSError) as error:
-            self._tell(f"it could not begin: {reason(error)}")
-            other = None
+        pause_s = _PAUSE_S
+        while not self._replaced():
+            with self._lock:
+                if self._lock.wait_for(lambda: self._is_closed, pause_s):
+                    return
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _replaced(self) -> bool:
+        """Whether another process has begun, or none is wanted any more."""
+        ready, child = SimpleQueue[Exception | None](), None
         with self._lock:
-            self._n_starting -= 1
-            if other is not None and not self._is_closed:
-                self._workers.append(other)
-                other = None
-            self._lock.notify_all()
-        if other is not None:
-            other.end()
+            if self._is_closed:
+                return True
+            self._n_starting += 1
+        try:
+            child = self._start(ready)
+            _check(ready.get())
+        except (RuntimeError, OSError) as error:
+            if not self._is_closed:
+                self._tell(f"{reason(error)}; it is tried again")
+        else:
+            with self._lock:
+                if child in self._children and not self._is_closed:
+                    self._workers.append(child)
+                    return True
+        finally:
+            with self._lock:
+                self._n_starting -= 1
+                self._lock.notify_all()
+        if child is not None:
+            with self._lock:
+                if child in self._children:
+                    self._children.remove(child)
+            child.hang_up()
+            child.end(time.monotonic())
+        return self._is_closed
+
+
+def _check(error: Exception | None) -> None:
+    """RuntimeError: a process could not begin."""
+    if error is not None:
+        raise RuntimeError(f"a process of the model could not begin: {reason(error)}") from error
