@@ -346,6 +346,15 @@ def test_only_json_is_a_body(server):
 
 def test_large_bodies_are_cut_off(server):
     assert server.error({"input": "x" * 70_000})[0] == 413
+    for length in ("Content-Length: 1000000", "Transfer-Encoding: chunked"):
+        with server.open(b"", length) as connection:  # who sends slowly hears why, too
+            for _ in range(10):
+                time.sleep(0.05)
+                piece = b" " * 100_000
+                connection.sendall(b"186a0\r\n" + piece + b"\r\n" if "chunked" in length else piece)
+            assert b" 413 " in connection.recv(100)
+    with server.open(b"", "Content-Length: 1000000\r\nExpect: 100-continue") as connection:
+        assert b" 413 " in connection.recv(100)
     with server.open(b"", "Transfer-Encoding: chunked") as connection:
         sent = 0
         with contextlib.suppress(OSError):  # it closes while we send

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from .work import Desk, GoneError, Job, Part
 
 T = TypeVar("T")
 _BODY_S = 30.0  # for a body to come
+_LINGER_S, _LINGER_BYTES = 2.0, 4 << 20  # for the rest of a body that is refused
 _STALLED_S = 300.0  # after which a listener who takes nothing is taken for gone
 _STALLED_AT_END_S = 10.0  # the same while the server goes down
 _MOST_WARNING = 400  # characters of the header
@@ -85,14 +87,17 @@ async def read_body(request: Request, desk: Desk, most_bytes: int) -> bytes:
             server goes down meanwhile.
     """
     said = request.headers.get("content-length", "0")
-    body = bytearray()
+    body, chunks = bytearray(), request.stream()
     try:
         async with desk.patience(_BODY_S, 0):
             if said.isascii() and said.isdigit() and len(said) < 20 and int(said) > most_bytes:
+                if "expect" not in request.headers:  # else nothing comes unasked
+                    await _let_pass(chunks)
                 raise _too_large(most_bytes)
-            async for chunk in request.stream():
+            async for chunk in chunks:
                 body += chunk
                 if len(body) > most_bytes:
+                    await _let_pass(chunks)
                     raise _too_large(most_bytes)
     except TimeoutError:
         if desk.is_closing:
@@ -100,6 +105,17 @@ async def read_body(request: Request, desk: Desk, most_bytes: int) -> bytes:
         message = f"the body did not come within {_BODY_S:.0f} s"
         raise RequestError(400, message, code="slow_body") from None
     return bytes(body)
+
+
+async def _let_pass(chunks: AsyncIterator[bytes]) -> None:
+    """Read some of what is refused: who still sends when we hang up hears no reason."""
+    n_bytes = 0
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(_LINGER_S):
+            async for chunk in chunks:
+                n_bytes += len(chunk)
+                if n_bytes > _LINGER_BYTES:
+                    return
 
 
 def media_type(request: Request) -> str:
