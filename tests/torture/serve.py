@@ -1,6 +1,6 @@
 """A live server against 5,000 odd bodies and 200 connections that are dropped at random moments.
 
-    python tests/torture/serve.py [--bodies N] [--drops N]
+    python tests/torture/serve.py [--bodies N] [--drops N] [--processes N]
 
 No body may bring anything but sound or a named error; afterwards no request runs, no file
 descriptor is left and memory is within 5 % of what it was once long texts had been heard to their
@@ -73,11 +73,16 @@ def is_idle(stats: dict) -> bool:
 
 
 def figures(server: Server) -> tuple[int, float]:
-    """Open files, and resident memory in MB."""
-    place = f"/proc/{server.process.pid}"
-    with open(f"{place}/statm") as file:
-        pages = int(file.read().split()[1])
-    return len(os.listdir(f"{place}/fd")), pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    """Open files, and resident memory in MB, of the server and its processes."""
+    own = server.process.pid
+    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+    for thread in Path(f"/proc/{own}/task").iterdir():  # whichever thread began them
+        children += (thread / "children").read_text().split()
+    n_files = pages = 0
+    for number in {str(own), *children}:
+        n_files += len(os.listdir(f"/proc/{number}/fd"))
+        pages += int(Path(f"/proc/{number}/statm").read_text().split()[1])
+    return n_files, pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def drop(server: Server, source: random.Random) -> None:
@@ -98,10 +103,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bodies", type=int, default=5000)
     parser.add_argument("--drops", type=int, default=200)
+    parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
     source = random.Random(0)
-    with serving("--queue", "4") as server:
-        for audio_format in ("pcm", "mp3", "opus", "flac"):
+    with serving("--queue", "4", "--processes", str(args.processes)) as server:
+        for audio_format in ("pcm", "mp3", "opus", "flac") * args.processes:
             whole = {"input": SENTENCE * 8, "voice": "female", "response_format": audio_format}
             assert server.speak(whole)[0] == 200
         for _ in range(20):
