@@ -47,8 +47,8 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
         type=whole_number(1, 64),
         default=1,
         metavar="N",
-        help="that share the requests and, on a CPU, its cores; for narrow models such as tiny and "
-        "for many cores (%(default)s)",
+        help="of the model, on a CPU, which share requests and cores: for narrow models such as "
+        "tiny, and for many cores (%(default)s)",
     )
     add("--api-key", metavar="KEY", help=f"which requests must bring (default: ${_KEY}, or none)")
     add(
