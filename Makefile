@@ -30,6 +30,7 @@ torture: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/bulk.py
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/long.py
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/serve.py
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python tests/torture/serve.py --bodies 1000 --drops 80 --processes 2
 
 test-gpu: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m gpu

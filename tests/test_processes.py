@@ -204,8 +204,31 @@ def test_a_process_that_cannot_begin_again_is_tried_again(tmp_path, monkeypatch)
         assert len(pipeline.speak([row(1)], SHORT)) == 1
 
 
+def test_a_process_that_ends_as_it_begins_takes_no_rows(bark, monkeypatch):
+    real, started = processes._check, []
+
+    class Recorded(processes.Child):
+        def __init__(self, *args):
+            super().__init__(*args)
+            started.append(self)
+
+    def check(error):
+        for child in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child._process.pid, signal.SIGKILL)
+            while not child.is_over:
+                time.sleep(0.01)
+        real(error)
+
+    monkeypatch.setattr(processes, "Child", Recorded)
+    monkeypatch.setattr(processes, "_check", check)
+    with pytest.raises(RuntimeError, match="ended at once"):
+        ProcessPipeline(bark, 1, 1)
+    assert started[0]._process.exitcode == -signal.SIGKILL
+
+
 def test_a_process_that_is_stopped_is_ended_too(bark, monkeypatch):
-    monkeypatch.setattr(processes, "_END_S", 0.5)
+    monkeypatch.setattr(processes, "END_S", 0.5)
     before = set(children())
     pipeline = ProcessPipeline(bark, 1, 2)
     (child,) = [one for one in set(children()) - before if "spawn_main" in command(one)]

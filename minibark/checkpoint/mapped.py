@@ -26,11 +26,8 @@ def mapped_alone(tensor: Tensor) -> Tensor | None:
     Returns:
         None if it lies in no file as it is, or if the system does not tell.
     """
-    if (
-        tensor.device.type != "cpu"
-        or not tensor.is_contiguous()
-        or not tensor.numel() * tensor.ndim
-    ):
+    is_plain = tensor.device.type == "cpu" and tensor.is_contiguous()
+    if not is_plain or not tensor.numel() or not tensor.ndim:
         return None
     found = _place(tensor.data_ptr(), tensor.nbytes)
     if found is None:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..speech.processes import ProcessPipeline
+from ..speech.processes import NO_PROCESS, ProcessPipeline
 from ..speech.shared import SharedPipeline
 from .door import SPEECH, Admission, Door
 from .errors import RequestError, going_down, json_response
@@ -120,8 +120,7 @@ def build(
         if house.desk.is_closing:
             raise going_down()
         if isinstance(pipeline, ProcessPipeline) and not pipeline.is_able:
-            message = "no process of the model could begin; it is tried again"
-            raise RequestError(503, message, code="loading", retry_after_s=10)
+            raise RequestError(503, NO_PROCESS, code="loading", retry_after_s=10)
         return json_response({"status": "ok", "model": house.model})
 
     async def stats(request: Request) -> Response:

@@ -9,7 +9,6 @@ import ipaddress
 import os
 import socket
 import threading
-import warnings
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import FrameType
@@ -21,7 +20,7 @@ from ..bark import Bark
 from ..files import reason, shown
 from ..pipeline import Pipeline
 from ..speech.processes import ProcessPipeline
-from ..speech.shared import SharedPipeline
+from ..speech.shared import SharedPipeline, spoken
 from .app import build
 from .door import LOOPBACK_NAMES, Admission
 from .speech import House
@@ -201,10 +200,7 @@ class _Loading:
         n, most = self._settings.n_processes, self._settings.most_running
         if n > 1:
             return ProcessPipeline(bark, n, most, self._house.tell)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            bark.generate("Hello.", seed=0, max_duration_s=0.5)
-        return SharedPipeline(bark.pipeline, most)
+        return SharedPipeline(spoken(bark), most)
 
 
 def _bound(host: str, port: int) -> socket.socket:

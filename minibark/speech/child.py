@@ -1,8 +1,10 @@
 """One process of a `ProcessPipeline`: how it is asked, and what it does.
 
-("speak", rows, states of their streams, options)  ->  step, step, ..., done or error
-("decode", codes)                                  ->  done or error
-("drop",)  ("end",)
+    speak: rows, states of their streams, options  ->  step, step, ..., done or error
+    decode: codes                                  ->  done or error
+    drop: what is at work
+
+Tensors go as arrays: torch would hand them over in shared memory, a file for each.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import socket
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
@@ -29,15 +30,14 @@ import numpy.typing as npt
 import torch
 
 from ..files import reason
-from ..options import Options
-from ..pipeline import Pipeline, Row
+from ..pipeline import Row
 from ..stages import Stages
 from ..voice import Voice
-from .shared import ClosedError, SharedPipeline
+from .shared import ClosedError, SharedPipeline, spoken
 
 Arrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
-_END_S = 5.0  # for a process to end by itself
+END_S = 5.0  # for a process to end by itself
 
 
 class LostError(RuntimeError):
@@ -49,6 +49,7 @@ class Child:
 
     Attributes:
         n_rows: that it is at.
+        is_over: whether it has ended.
     """
 
     def __init__(
@@ -68,10 +69,10 @@ class Child:
             ready: gets None once it has begun, or why it cannot.
             on_end: called in a thread when it has ended.
         """
-        self.n_rows = 0
+        self.n_rows, self.is_over = 0, False
         self._ready, self._on_end = ready, on_end
         self._waiting: dict[int, SimpleQueue[tuple[str, Any]]] = {}
-        self._sending, self._is_over, self._has_begun = threading.Lock(), False, False
+        self._sending, self._has_begun = threading.Lock(), False
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
@@ -89,7 +90,7 @@ class Child:
         """Hand an order over; where its answers come: steps, and at last what is done or wrong."""
         answers = self._waiting[number] = SimpleQueue()
         self._send((number, what, order, is_told))
-        if self._is_over:
+        if self.is_over:
             answers.put(("error", _lost_error()))
         return answers
 
@@ -108,8 +109,11 @@ class Child:
 
     def end(self, deadline: float) -> None:
         """See that it has ended by a moment of `time.monotonic`, and at once if it only loads."""
-        if self._has_begun:
-            self._process.join(max(0.0, deadline - time.monotonic()))
+        self._reap(max(0.0, deadline - time.monotonic()) if self._has_begun else 0.0)
+
+    def _reap(self, seconds: float) -> None:
+        """Wait for its end so long, then kill it."""
+        self._process.join(seconds)
         if self._process.is_alive():
             self._process.kill()
         self._process.join()
@@ -137,11 +141,8 @@ class Child:
                 answers = (self._waiting.pop if ends else self._waiting.get)(number, None)
                 if answers is not None:
                     answers.put((kind, content))
-        self._is_over = True
-        self._process.join(_END_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self.is_over = True
+        self._reap(END_S)
         self._connection.close()
         if not self._has_begun:
             status = self._process.exitcode or 0
@@ -229,7 +230,7 @@ def _work(connection: Connection, most: int, threads: int) -> None:
             dropped.discard(number)
 
     try:
-        pipeline = SharedPipeline(_loaded(connection.recv()), most)
+        pipeline = SharedPipeline(spoken(connection.recv()), most)
         answering = ThreadPoolExecutor(2 * most)
     except Exception as error:
         send(None, "ready", _portable(error))
@@ -249,17 +250,6 @@ def _portable(error: Exception) -> Exception:
     """The error, or one that says the same if it cannot be handed over."""
     try:
         ForkingPickler.loads(ForkingPickler.dumps(error))
-    except Exception:
+    except Exception:  # of a class that cannot be made again, whatever that raises
         return RuntimeError(reason(error))
     return error
-
-
-def _loaded(stages: Stages) -> Pipeline:
-    """The pipeline of a Bark that has spoken: what is made at the first word is there."""
-    ids = torch.tensor(stages.tokenizer.encode("Hello."))
-    row = Row(ids, None, torch.Generator().manual_seed(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        (voice,) = stages.pipeline.speak([row], Options(max_duration_s=0.5))
-        stages.pipeline.decode(voice.fine)
-    return stages.pipeline

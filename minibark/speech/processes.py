@@ -31,10 +31,10 @@ from ..sampling import OnStep
 from ..stages import Stages
 from ..voice import Voice
 from .batch import positive
-from .child import Child, LostError, arrays_of, voice_of
+from .child import END_S, Child, LostError, arrays_of, voice_of
 from .shared import TOLD_AGAIN_S, ClosedError
 
-_END_S = 5.0  # for processes to end by themselves
+NO_PROCESS = "no process of the model could begin; it is tried again"
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0  # before a process that could not begin is tried again
 
 
@@ -82,10 +82,11 @@ class ProcessPipeline(Pipeline):
             atexit.register(self.close, finish=False)
             for _ in range(n):
                 _check(ready.get())
+            if not all(map(self._took_up, [*self._children])):
+                _check(LostError("it ended at once"))
         except BaseException:
             self.close(finish=False)
             raise
-        self._workers += self._children
 
     def __enter__(self) -> ProcessPipeline:
         return self
@@ -153,7 +154,7 @@ class ProcessPipeline(Pipeline):
             children, self._children, self._workers = self._children, [], []
         for child in children:
             child.hang_up()
-        deadline = time.monotonic() + _END_S
+        deadline = time.monotonic() + END_S
         for child in children:
             child.end(deadline)
         atexit.unregister(self.close)
@@ -180,7 +181,7 @@ class ProcessPipeline(Pipeline):
             if self._is_closed:
                 raise ClosedError("the pipeline has been closed; it takes no more texts")
             if not self._workers:
-                raise LostError("no process of the model could begin; it is tried again")
+                raise LostError(NO_PROCESS)
             worker, number = min(self._workers, key=lambda one: one.n_rows), next(self._numbers)
             worker.n_rows += n_rows
         try:
@@ -214,6 +215,14 @@ class ProcessPipeline(Pipeline):
             self._children.append(child)
         return child
 
+    def _took_up(self, child: Child) -> bool:
+        """Let rows go to a process, unless it has ended since, or all is to end."""
+        with self._lock:
+            if child.is_over or self._is_closed:
+                return False
+            self._workers.append(child)
+            return True
+
     def _lost(self, child: Child) -> None:
         """Put another process in the place of one that took rows and has ended."""
         with self._lock:
@@ -243,10 +252,8 @@ class ProcessPipeline(Pipeline):
             if not self._is_closed:
                 self._tell(f"{reason(error)}; it is tried again")
         else:
-            with self._lock:
-                if child in self._children and not self._is_closed:
-                    self._workers.append(child)
-                    return True
+            if self._took_up(child):
+                return True
         finally:
             with self._lock:
                 self._n_starting -= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..options import Options
 from ..pipeline import Audio, Pipeline, Row
 from ..sampling import OnStep
+from ..stages import Stages
 from ..voice import Voice
 from .batch import MOST_ROWS
 from .continuous import ContinuousBatch
@@ -25,6 +27,18 @@ TOLD_AGAIN_S = 0.5  # after which a listener whose rows wait is asked whether he
 
 class ClosedError(ValueError):
     """The pipeline has been closed: it takes no rows, or has let these go."""
+
+
+def spoken(stages: Stages) -> Pipeline:
+    """The pipeline of a Bark that has said a word, so that what is made at the first is there."""
+    options = Options(seed=0, max_duration_s=0.5)
+    ids = torch.tensor(stages.tokenizer.encode("Hello."))
+    row = Row(ids, None, options.generator(stages.device))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (voice,) = stages.pipeline.speak([row], options)
+        stages.pipeline.decode(voice.fine)
+    return stages.pipeline
 
 
 class SharedPipeline(Pipeline):
