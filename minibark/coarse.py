@@ -152,7 +152,7 @@ def generate_coarse(
                 )
                 tokens = chosen[-1]
             for b, new in zip(live, chosen.T.cpu(), strict=True):
-                new = new[: rows[b].n_steps - step]
+                new = new[: max(0, rows[b].n_steps - step)]
                 first = rows[b].n_history + step
                 rows[b].coarse[first : first + len(new)] = new
             step += len(chosen)

@@ -66,6 +66,8 @@ class Decoder(ABC):
             last_p: (n, B) float32, the probability of the last of each step's ids.
         """
         chosen, last_p = [], []
+        if len(ids) > 1 and not sampling.greedy:
+            streams.start_ahead(len(ids), ids[0].stop - ids[0].start)
         for own, rows in zip(ids, active, strict=True):
             tokens, p = choose_next(self.decode_one(tokens, own), own, sampling, streams, rows)
             chosen.append(tokens)
@@ -89,8 +91,7 @@ class UncachedDecoder(Decoder):
     """Computes every step from the whole sequence: slow, and the specification of the others."""
 
     def __init__(self, model: GPT, n_merged: int = 0) -> None:
-        self.model = model
-        self.n_merged = n_merged
+        self.model, self.n_merged = model, n_merged
         self.sequences: list[Tensor] = []
 
     def prefill(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
@@ -121,9 +122,7 @@ class CachedDecoder(Decoder):
     def __init__(
         self, model: GPT, n_merged: int = 0, new_cache: Callable[[GPT, int], Cache] = KVCache
     ) -> None:
-        self.model = model
-        self.n_merged = n_merged
-        self.new_cache = new_cache
+        self.model, self.n_merged, self.new_cache = model, n_merged, new_cache
         self.cache: Cache | None = None
         self.n_rows = 0
 
@@ -189,15 +188,14 @@ class RandomStreams:
         self._made = (n_steps, n_numbers)
 
     def draw_next(self, noise: Tensor, active: Sequence[bool]) -> None:
-        """Fill noise (B, V) with what `sampling.draw` would divide by in the next step.
+        """Fill noise (B, V) with what `sampling.choose` would divide by in the next step.
 
         Where a row is not active nothing is drawn and the noise is 1.
         """
         for row, generator in enumerate(self._generators):
+            noise[row].fill_(1)
             if active[row]:
                 fill_exponential(noise[row], generator)
-            else:
-                noise[row].fill_(1)
 
     def give_back(self, row: int, n_draws: int) -> None:
         """Undo the last draws that were made ahead for one row."""

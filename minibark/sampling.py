@@ -49,41 +49,44 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
     Source: suno-ai/bark, bark/generation.py, generate_text_semantic.
     """
-    temperature = sampling.temperature
-    if not temperature:
-        best = logits.argmax(-1, keepdim=True)
-        return torch.zeros_like(logits).scatter_(-1, best, 1.0)
-    if sampling.top_p is not None:
+    return distribution(logits, sampling.temperature, sampling.top_k, sampling.top_p)
+
+
+def distribution(
+    logits: Tensor, temperature: float | None, top_k: int | None, top_p: float | None
+) -> Tensor:
+    """What `probabilities` gives for a `Sampling`'s numbers; also as TorchScript."""
+    if temperature is None or temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    if top_p is not None:
         ordered, order = logits.sort(-1, descending=True)
         cumulative = ordered.softmax(-1).cumsum(-1)
-        drop = (cumulative > sampling.top_p).roll(1, -1)  # the first above the limit stays
+        drop = (cumulative > top_p).roll(1, -1)  # the first above the limit stays
         drop[..., 0] = False
         logits = logits.masked_fill(drop.scatter(-1, order, drop), -math.inf)
-    if sampling.top_k:
-        kth = logits.topk(min(sampling.top_k, logits.shape[-1])).values[..., -1:]
+    if top_k is not None and top_k != 0:
+        kth = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
         logits = logits.masked_fill(logits < kth, -math.inf)
     return (logits / temperature).softmax(-1)
 
 
-def draw(probs: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One draw from each distribution, the same as `torch.multinomial(probs, 1)` with that stream.
+def choose(probs: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+    """The likeliest of each distribution if greedy, else a draw as `torch.multinomial` makes it.
 
     The largest of p / Exponential(1) is a draw from p, and needs no answer from the device.
 
     Args:
         probs: (..., V) float32; they need not sum to 1.
+        sampling: whether it is greedy.
         generator: random stream; None is torch's own.
 
     Returns:
         (...) int64.
     """
+    if sampling.greedy:
+        return probs.argmax(-1)
     noise = torch.empty_like(probs, memory_format=torch.contiguous_format)
     return (probs / fill_exponential(noise, generator)).argmax(-1)
-
-
-def choose(probs: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """The token of each distribution: the likeliest if greedy, else a draw. (..., V) -> (...)."""
-    return probs.argmax(-1) if sampling.greedy else draw(probs, generator)
 
 
 def check_finite(logits: Tensor, stage: str) -> None:

@@ -11,9 +11,10 @@ from minibark.cpu import abilities, float32, row_sums, scripted
 from minibark.cpu.byte_sums import ByteCache
 from minibark.cpu.reduce import reduce
 from minibark.cpu.row_sums import RowSumCache
-from minibark.decoding import CachedDecoder
+from minibark.decoding import CachedDecoder, RandomStreams
 from minibark.model import GPT, KVCache
 from minibark.precision import PRECISIONS
+from minibark.sampling import Sampling
 
 IDS = slice(3, 90)
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 90}
@@ -49,6 +50,11 @@ def both(model, kind):
     return scripted.ScriptedDecoder(model, 0, kind), CachedDecoder(model, 0, kind)
 
 
+def is_in_use(decoder):
+    script = decoder._script
+    return script is not None and script.steps is not None
+
+
 @torch.inference_mode()
 def same_bits(decoders, acts, is_scripted=True):
     """Do the same with both decoders and compare what they give."""
@@ -59,7 +65,7 @@ def same_bits(decoders, acts, is_scripted=True):
             for step in tokens:
                 given = [decoder.decode_one(step, IDS) for decoder in decoders]
                 assert torch.equal(*given)
-                assert bool(decoders[0]._layers) == is_scripted
+                assert is_in_use(decoders[0]) == is_scripted
             continue
         if act == "keep":
             rows = len(numbers)
@@ -90,8 +96,43 @@ def test_the_bits_are_those_of_the_plain_decoder(precision, kind):
     same_bits(both(model_in(precision), kind), ACTS)
 
 
+SAMPLINGS = [Sampling(0.7), Sampling(0), Sampling(1, top_k=5), Sampling(0.9, top_k=50, top_p=0.6)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("kind", [KVCache, RowSumCache, ByteCache])
+@pytest.mark.parametrize("precision", [*PRECISIONS, "int8 twice"])
+def test_steps_at_once_choose_what_the_plain_decoder_does(precision, kind, sampling):
+    decoders, rows = both(model_in(precision), kind), [5, 14, 6]
+    prompts = [torch.arange(n) for n in rows]
+    ids = [slice(3 + 40 * (step % 2), 43 + 40 * (step % 2)) for step in range(21)]
+    active = [[step < 15 or row != 1 for row in range(3)] for step in range(21)]
+    made, left = [], []
+    for decoder in decoders:
+        generators = [torch.Generator().manual_seed(row) for row in range(3)]
+        streams = RandomStreams(generators, torch.device("cpu"))
+        decoder.prefill(prompts, ids[-1])
+        tokens, parts = torch.tensor([1, 2, 3]), []
+        for first, last in ((0, 8), (8, 9), (9, 21)):
+            parts.append(
+                decoder.take_steps(tokens, ids[first:last], sampling, streams, active[first:last])
+            )
+            tokens = parts[-1][0][-1]
+        streams.give_back(0, 7)
+        made.append([torch.cat(part) for part in zip(*parts, strict=True)])
+        left.append([generator.get_state() for generator in generators])
+    assert is_in_use(decoders[0])
+    (tokens, last_p), (plain_tokens, plain_p) = made
+    is_needed = torch.tensor(active)
+    assert torch.equal(tokens[is_needed], plain_tokens[is_needed])
+    assert torch.equal(last_p[is_needed], plain_p[is_needed])
+    assert all(torch.equal(*states) for states in zip(*left, strict=True))
+
+
 def test_many_rows_too():
-    same_bits(both(model_in("int4"), ByteCache), [("prefill", [3] * 40), ("step", 2)])
+    acts = [("prefill", [3] * 40), ("step", 2)]
+    same_bits(both(model_in("int4"), ByteCache), acts, is_scripted=False)
 
 
 def test_what_is_put_into_the_model_afterwards_is_used():
@@ -179,13 +220,13 @@ def test_scripts_are_made_once_they_pay(monkeypatch):
     model = model_in("int8")
     decoders = both(model, ByteCache)
     same_bits(decoders, [("prefill", [5, 9]), ("step", 19)], is_scripted=False)
-    assert not decoders[0]._layers
+    assert not is_in_use(decoders[0])
     same_bits(decoders, [("prefill", [5, 9])], is_scripted=False)
     with torch.inference_mode():
         for _ in range(3):  # one more is plain, and scripts go on in the midst of rows
             step = torch.tensor([1, 2])
             assert torch.equal(*[decoder.decode_one(step, IDS) for decoder in decoders])
-            assert decoders[0]._layers
+            assert decoders[0]._parts
     same_bits(both(model, ByteCache), ACTS)
 
 

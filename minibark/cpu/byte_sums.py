@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .row_sums import Array, RowSumCache, Sums
+from .row_sums import Array, RowSumCache, sums_of
 
 N_EXTRA = 8  # bytes of a row's scale and offset, float32 each, behind its numbers
 
@@ -24,12 +24,12 @@ def to_bytes(rows: Tensor) -> Tensor:
 
 
 def attend_by_bytes(
-    q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], n_columns: int
+    q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], operands: list[Tensor], n_columns: int
 ) -> Tensor:
-    """As `attend_by_sums`, with the operands of `ByteCache.operands`."""
-    keys, key_rows, key_begins, new_keys = operands[:4]
-    values, value_rows, value_begins, new_values, hidden = operands[4:9]
-    newest, newest_rows, newest_begins = operands[9:]
+    """As `attend_by_sums`, with the tables and operands of a `ByteCache`."""
+    keys, values, newest = tables
+    value_rows, value_begins, new_values, hidden = operands[:4]
+    key_rows, key_begins, newest_rows, newest_begins, new_keys = operands[4:]
     n_rows, n_heads, size = q.size(0), q.size(1), q.size(3)
     newest.put_(new_keys, k)
     new = torch.ops.quantized.embedding_bag_byte_prepack(v.reshape(-1, size))
@@ -61,6 +61,7 @@ class ByteCache(RowSumCache):
     Attributes:
         tables: as there, with `N_EXTRA` bytes more a row, and behind them the newest chunks' keys
             (n_layer, places, H, 1, D, CHUNK) in float32.
+        operands: as there, with the newest chunks' rows and begins behind those of full ones.
     """
 
     attention = staticmethod(attend_by_bytes)
@@ -92,14 +93,12 @@ class ByteCache(RowSumCache):
                 keys[:, place, :, position // self.chunk - 1] = to_bytes(parts[:, place, :, 0])
         super().lay_out(newest)
 
-    def find_keys(self, heads: Array, full: Array, first: Array) -> Array:
-        """See `RowSumCache`."""
-        keys, _, parts = self.tables
-        self.keys = Sums(keys, self.rows_of_keys(heads, full, self.n_chunks))
-        rows = self.rows_of_keys(heads, np.zeros_like(heads[:, :1]), 1)
-        self.newest = Sums(parts, rows)
-        return rows[:, :, 0] * self.chunk
+    def n_ahead(self) -> int:
+        """See `RowSumCache`: what fills a chunk must be there when it becomes bytes."""
+        return min(self.chunk - length % self.chunk for length in self.lengths)
 
-    def operands(self, layer: int) -> list[Tensor]:
-        """See `RowSumCache`; and the newest chunks' table, rows and begins."""
-        return [*super().operands(layer), *self.newest.operands(layer)]
+    def find_keys(self, heads: Array, full: Array, first: Array) -> tuple[list[Tensor], Array]:
+        """See `RowSumCache`."""
+        rows = self.rows_of_keys(heads, np.zeros_like(heads[:, :1]), 1)
+        sums = [*sums_of(self.rows_of_keys(heads, full, self.n_chunks)), *sums_of(rows)]
+        return sums, rows[:, :, 0] * self.chunk

@@ -49,9 +49,9 @@ class OneDNNLinear(nn.Module):
         """Multiply x (..., K) -> (..., N)."""
         return linear(x, self.factor(x), self.bias, self.gelu)
 
-    def factor(self, x: Tensor) -> Tensor:
-        """The weight, in the order that is the fastest for x."""
-        return self._ordered.rows(x, self.weight)
+    def factor(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """These rows of the weight, in the order that is the fastest for x."""
+        return self._ordered.rows(x, self.weight, rows)
 
 
 class SmallLinear(OneDNNLinear):
@@ -69,7 +69,7 @@ class OneDNNHead(OneDNNLinear):
 
     def forward(self, x: Tensor, ids: slice = slice(None)) -> Tensor:
         """Logits (..., V) of the output ids in `ids` from x (..., C)."""
-        return linear(x, self._ordered.rows(x, self.weight, ids))
+        return linear(x, self.factor(x, ids))
 
 
 class Ordered:

@@ -42,11 +42,15 @@ class ReducedHead(Packed):
 
     def forward(self, x: Tensor, ids: slice = slice(None)) -> Tensor:
         """Logits (..., V) of the output ids in `ids` from x (..., C)."""
+        out: Tensor = self.part(ids)(x)
+        return out
+
+    def part(self, ids: slice) -> nn.Module:
+        """The Linear of these ids."""
         first, last, _ = ids.indices(self.n_ids)
         if (first, last) not in self.parts:
             self.parts[first, last] = self.make(slice(first, last))
-        out: Tensor = self.parts[first, last](x)
-        return out
+        return self.parts[first, last]
 
 
 def reduce(

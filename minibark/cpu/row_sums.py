@@ -35,29 +35,15 @@ Array = npt.NDArray[np.int64]
 CHUNK = 64
 
 
-class Sums:
-    """Sums of rows of a table, each times a weight, with a table for each layer.
-
-    Attributes:
-        tables: (N, C) of each layer.
-        rows: those that are added up, sum after sum.
-        begins: where in `rows` each sum begins.
-    """
-
-    def __init__(self, tables: Tensor, rows: Array) -> None:
-        """Of tables (n_layer, ..., C) and the rows (..., n) that each sum adds up."""
-        self.tables = tables.view(len(tables), -1, tables.shape[-1]).unbind()
-        self.rows = torch.from_numpy(rows.reshape(-1))
-        n_sums = math.prod(rows.shape[:-1])
-        self.begins = torch.from_numpy(np.arange(n_sums) * rows.shape[-1])
-
-    def operands(self, layer: int) -> list[Tensor]:
-        """Table, rows and begins of a layer."""
-        return [self.tables[layer], self.rows, self.begins]
+def sums_of(rows: Array) -> list[Tensor]:
+    """Rows (..., n) of a table, one sum after the other, and where in them each sum begins."""
+    n_sums = math.prod(rows.shape[:-1])
+    begins = np.arange(n_sums) * rows.shape[-1]
+    return [torch.from_numpy(rows.reshape(-1)), torch.from_numpy(begins)]
 
 
 def attend_by_sums(
-    q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], n_columns: int
+    q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], operands: list[Tensor], n_columns: int
 ) -> Tensor:
     """Write k and v, and what q sees, all (B, H, 1, D); also as TorchScript.
 
@@ -65,11 +51,12 @@ def attend_by_sums(
         q: of a step, as k and v.
         k: new keys.
         v: new values.
-        operands: of `RowSumCache.operands`.
+        tables: of a layer, one of `RowSumCache.layers`.
+        operands: of the step, those of `RowSumCache`.
         n_columns: of the scores.
     """
-    keys, key_rows, key_begins, new_keys = operands[:4]
-    values, value_rows, value_begins, new_values, hidden = operands[4:]
+    keys, values = tables
+    value_rows, value_begins, new_values, hidden, key_rows, key_begins, new_keys = operands
     n_rows, n_heads, size = q.size(0), q.size(1), q.size(3)
     keys.put_(new_keys, k)
     values.index_copy_(0, new_values, v.reshape(-1, size))
@@ -92,6 +79,10 @@ class RowSumCache:
             next, and nothing is copied.
         lengths: how many positions each row holds.
         tables: keys (n_layer, places, H, chunks, D, CHUNK), values (n_layer, places, H, T, D).
+        layers: of each layer, the rows (N, C) of its tables.
+        operands: of the newest step: of values the rows that are added up, where sums begin, where
+            new ones go, and what is hidden, which may be empty; of keys the first three.
+        n_columns: of its scores.
     """
 
     attention: Callable[..., Tensor] = staticmethod(attend_by_sums)
@@ -104,6 +95,7 @@ class RowSumCache:
         self.places: list[int] = []
         self.lengths: list[int] = []
         self.tables = self.new_tables(0)
+        self.operands, self.n_columns = list[Tensor](), 0
         self._seen: tuple[int, ...] = ()
         self.keep([], batch_size)
 
@@ -122,16 +114,11 @@ class RowSumCache:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `Cache`."""
-        return self.attention(q, k, v, self.operands(layer), self.n_columns)
+        return self.attention(q, k, v, self.layers[layer], self.operands, self.n_columns)
 
-    def operands(self, layer: int) -> list[Tensor]:
-        """What a step's attention reads and writes.
-
-        Of keys their table, its rows, where sums begin, and where new ones go; the same of values;
-        and what is hidden, which may be empty.
-        """
-        keys, values = self.keys.operands(layer), self.values.operands(layer)
-        return [*keys, self.new_keys, *values, self.new_values, self.hidden]
+    def n_ahead(self) -> int:
+        """How many steps may be begun before what the first of them writes is there."""
+        return self.block_size
 
     def keep(self, rows: list[int], n_more: int = 0) -> None:
         """See `Cache`."""
@@ -144,7 +131,8 @@ class RowSumCache:
             for before, table in zip(old, self.tables, strict=True):
                 used = -(-max(self.lengths) // -(-self.block_size // table.shape[3]))
                 table[:, :n_places, :, :used] = before[:, :, :, :used]
-        self._seen = ()
+        flat = [table.view(self.n_layer, -1, table.shape[-1]) for table in self.tables]
+        self.layers, self._seen = [list(layer) for layer in zip(*flat, strict=True)], ()
         free = set(range(self.tables[0].shape[1])) - set(self.places)
         self.places += sorted(free)[:n_more]
 
@@ -165,25 +153,24 @@ class RowSumCache:
         """Find what a step reads, in the order of its columns; newest (B,): the new positions."""
         first = newest // self.chunk * self.chunk  # positions of the newest chunks
         end, fullest = first.max(), (newest - first).max() + 1
-        self.n_columns = end + fullest
+        self.n_columns = int(end + fullest)
         heads = np.array(self.places)[:, None] * self.n_head + np.arange(self.n_head)
         columns = np.arange(self.n_columns)
         positions = np.where(columns < end, columns, columns - end + first[:, None])
         hidden = (positions > newest[:, None]) | ((columns < end) & (columns >= first[:, None]))
         positions[hidden] = 0
-        self.hidden = torch.from_numpy(hidden[:, None] if hidden.any() else hidden[:0])
         rows = heads[..., None] * self.block_size + positions[:, None]
-        self.values = Sums(self.tables[1], rows)
-        self.new_values = torch.from_numpy(heads * self.block_size + newest[:, None]).view(-1)
+        new_values = torch.from_numpy(heads * self.block_size + newest[:, None]).view(-1)
+        is_hidden = torch.from_numpy(hidden[:, None] if hidden.any() else hidden[:0])
         if (seen := (*self.places, *first)) != self._seen:  # a few steps in a hundred
-            self._new_keys = self.find_keys(
-                heads, positions[:, : end : self.chunk] // self.chunk, first
-            )
+            full = positions[:, : end : self.chunk] // self.chunk
+            self._keys, self._new_keys = self.find_keys(heads, full, first)
             self._seen = seen
-        self.new_keys = torch.from_numpy(self._new_keys + (newest - first)[:, None, None])
+        new_keys = torch.from_numpy(self._new_keys + (newest - first)[:, None, None])
+        self.operands = [*sums_of(rows), new_values, is_hidden, *self._keys, new_keys]
 
-    def find_keys(self, heads: Array, full: Array, first: Array) -> Array:
-        """The same of keys, which is the same until a chunk is full.
+    def find_keys(self, heads: Array, full: Array, first: Array) -> tuple[list[Tensor], Array]:
+        """Find what a step reads of keys, which is the same until a chunk is full.
 
         Args:
             heads: (B, H) among all.
@@ -191,12 +178,12 @@ class RowSumCache:
             first: (B,) first position of its newest chunk.
 
         Returns:
-            (B, H, D) where the newest chunks begin in their table.
+            sums: their operands.
+            newest: (B, H, D) where the newest chunks begin in their table.
         """
         chunks = np.concatenate((full, first[:, None] // self.chunk), 1)
         rows = self.rows_of_keys(heads, chunks, self.n_chunks)
-        self.keys = Sums(self.tables[0], rows)
-        return rows[:, :, -1] * self.chunk
+        return sums_of(rows), rows[:, :, -1] * self.chunk
 
     def rows_of_keys(self, heads: Array, chunks: Array, n_chunks: int) -> Array:
         """Rows (B, H, n, D) of a table with `n_chunks` a head that hold chunks (B, n)."""

@@ -1,35 +1,33 @@
-"""Steps whose layers run as TorchScript: the same operators, without Python between them.
+"""Steps as TorchScript: the same operators, without Python between them.
 
 A step is some 25 operators a layer over few numbers, and Python between them took a quarter of its
-time. What there is no script for (other products, biases, hooks on modules, a torch that scripts no
-longer) takes its steps as `GPT.decode_one` does.
+time. Python between the steps takes a sixth, as what it needs has left the cache while the weights
+were read; so several steps are one call, and their noise is drawn ahead. What there is no script
+for (other products, biases, hooks on modules, a torch that scripts no longer) takes its steps as
+`GPT.decode_one` does.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..decoding import CachedDecoder
-from ..model import GPT, MLP, Block, Cache, KVCache, SelfAttention
+from ..decoding import CachedDecoder, RandomStreams
+from ..model import GPT, Cache, KVCache
+from ..sampling import Sampling
 from .byte_sums import ByteCache
-from .float16 import Linear16
-from .float32 import OneDNNLinear, SmallLinear
-from .int4 import Int4Linear
-from .int8 import MANY_ROWS, Int8Linear, Int8Twice
+from .int8 import MANY_ROWS
 from .row_sums import RowSumCache
-from .scripts import Float16, Float32, Int4, Int8, Layer, attend
+from .scriptable import Script, floats_around, parts_of, script_of
 
 # Steps of a model: making scripts takes what they save in so many.
-PAYS_AFTER: dict[type[Cache], int] = {KVCache: 512, RowSumCache: 64, ByteCache: 64}
+PAYS_AFTER: dict[type, int] = {KVCache: 512, RowSumCache: 64, ByteCache: 64}
+AT_ONCE = 8  # steps in one call: more gain nothing, and at its end a row takes some in vain
+
+_TAKEN: weakref.WeakKeyDictionary[GPT, int] = weakref.WeakKeyDictionary()  # plain steps, so far
 
 
 class ScriptedDecoder(CachedDecoder):
@@ -39,157 +37,127 @@ class ScriptedDecoder(CachedDecoder):
     are seen when rows begin.
     """
 
+    steps_at_once = AT_ONCE
+
     def __init__(
         self, model: GPT, n_merged: int = 0, new_cache: Callable[[GPT, int], Cache] = KVCache
     ) -> None:
         super().__init__(model, n_merged, new_cache)
-        self._layers, self._weights = list[Any](), list[list[Tensor]]()
-        self._n_rows_of_weights = 0  # these differ with how many rows there are
+        self._parts = list[nn.Module]()  # what scripts stand for; empty while steps are plain
+        self._script: Script | None = None
+        self._floats = list[list[Tensor]]()
+        self._n_rows_of_floats = 0  # these differ with how many rows there are
 
     def join(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
         """See `Decoder`."""
         logits = super().join(prompts, ids)
-        assert self.cache is not None
         self._begin()
         return logits
 
     def decode_one(self, tokens: Tensor, ids: slice) -> Tensor:
         """See `Decoder`."""
-        cache, n_rows = self.cache, len(tokens)
-        if cache is None or not self._layers or n_rows >= MANY_ROWS:
+        script = self._script_for(tokens, [ids])
+        if script is None or self.cache is None:
             logits = super().decode_one(tokens, ids)
             taken = _TAKEN[self.model] = _TAKEN.get(self.model, 0) + 1
-            if cache is not None and taken == PAYS_AFTER.get(type(cache)):
+            if taken == PAYS_AFTER.get(type(self.cache)):
                 self._begin()
             return logits
-        transformer = self.model.transformer
-        x = transformer.wte(tokens) + transformer.wpe.weight[cache.begin_step()]  # (B, C)
-        if n_rows != self._n_rows_of_weights:
-            self._weights = [_weights(block, x) for block in transformer.blocks]
-            self._n_rows_of_weights = n_rows
-        for layer, (script, weights) in enumerate(zip(self._layers, self._weights, strict=True)):
-            x = script(x, weights, *_operands(cache, layer))
-        scores: Tensor = self.model.lm_head(transformer.ln_f(x), ids)
-        return scores.float()
+        step = _begin_step(self.cache, script.which(ids))
+        scores: Tensor = script.steps.logits(tokens, self._floats, _tables(self.cache), step)
+        return scores
+
+    def take_steps(
+        self,
+        tokens: Tensor,
+        ids: Sequence[slice],
+        sampling: Sampling,
+        streams: RandomStreams,
+        active: Sequence[Sequence[bool]],
+    ) -> tuple[Tensor, Tensor]:
+        """See `Decoder`."""
+        script, cache = self._script_for(tokens, ids), self.cache
+        if script is None or cache is None:
+            return super().take_steps(tokens, ids, sampling, streams, active)
+        noise = _draw_ahead(len(ids), ids[0].stop - ids[0].start, sampling, streams, active)
+        how = sampling.temperature, sampling.top_k, sampling.top_p
+        chosen, last_p = list[Tensor](), list[Tensor]()
+        done = 0
+        while done < len(ids):
+            now = ids[done : done + _n_ahead(cache)]
+            steps = [_begin_step(cache, script.which(own)) for own in now]
+            made, p = script.steps(
+                tokens,
+                self._floats,
+                _tables(cache),
+                steps,
+                [own.start for own in now],
+                noise[done : done + len(now)],
+                *how,
+            )
+            tokens, done = made[-1], done + len(now)
+            chosen.append(made)
+            last_p.append(p)
+        return torch.cat(chosen), torch.cat(last_p)
 
     def _begin(self) -> None:
         """Go on with scripts, if they pay and can be had."""
-        assert self.cache is not None
         pays = _TAKEN.get(self.model, 0) >= PAYS_AFTER.get(type(self.cache), 0)
-        self._layers = layers_of(self.model, self.cache) if pays else []
-        self._n_rows_of_weights = 0
+        self._parts, self._script = parts_of(self.model) if pays else [], None
+        self._n_rows_of_floats = 0
+
+    def _script_for(self, tokens: Tensor, ids: Sequence[slice]) -> Script | None:
+        """The script for steps of rows (B,) that choose from such ids, if there is one."""
+        if self.cache is None or not self._parts or len(tokens) >= MANY_ROWS:
+            return None
+        if any(own.start is None or own.stop is None for own in ids):
+            return None
+        if self._script is None or not self._script.knows(ids):
+            self._script = script_of(self.model, self.cache, self._parts, ids)
+            self._n_rows_of_floats = 0
+        if self._script.steps is None:
+            self._parts = []
+            return None
+        if len(tokens) != self._n_rows_of_floats:
+            self._floats = floats_around(self.model, len(tokens), self._script.ids)
+            self._n_rows_of_floats = len(tokens)
+        return self._script
 
 
-# ---- what there is of a model
+def _draw_ahead(
+    n: int, width: int, sampling: Sampling, streams: RandomStreams, active: Sequence[Sequence[bool]]
+) -> Tensor:
+    """The noise (n, B, width) of n steps; empty where none is needed."""
+    if sampling.greedy:
+        return torch.empty(0, dtype=torch.float32)
+    streams.start_ahead(n, width)
+    noise = torch.empty(n, len(active[0]), width, dtype=torch.float32)
+    for step, rows in zip(noise, active, strict=True):
+        streams.draw_next(step, rows)
+    return noise
 
 
-@dataclass(frozen=True)
-class _Made:
-    """The layers of a model, none if there is no script for one, and what they were made of."""
-
-    layers: list[Any]
-    kind: type[Cache]
-    parts: list[nn.Module]
+# ---- what a step reads of a cache
 
 
-_MADE: weakref.WeakKeyDictionary[GPT, _Made] = weakref.WeakKeyDictionary()
-_TAKEN: weakref.WeakKeyDictionary[GPT, int] = weakref.WeakKeyDictionary()  # plain steps, so far
-_SCRIPTING = threading.Lock()
+def _n_ahead(cache: Cache) -> int:
+    return cache.n_ahead() if isinstance(cache, RowSumCache) else AT_ONCE
 
 
-def layers_of(model: GPT, cache: Cache) -> list[Any]:
-    """The layers of a model as TorchScript, over caches of one kind; none if that cannot be."""
-    parts = _parts(model)
-    if not parts:
-        return []
-    made = _MADE.get(model)
-    if (
-        made is None
-        or made.kind is not type(cache)
-        or len(made.parts) != len(parts)
-        or any(a is not b for a, b in zip(made.parts, parts, strict=True))
-    ):
-        made = _MADE[model] = _Made(_script(model, cache), type(cache), parts)
-    return made.layers
-
-
-def _parts(model: GPT) -> list[nn.Module]:
-    """The modules that a script stands for; none if it would not do what they do."""
-    parts = list[nn.Module]()
-    for block in model.transformer.h:
-        if type(block) is not Block or type(block.attn) is not SelfAttention:
-            return []
-        attn, mlp, norms = block.attn, block.mlp, (block.ln_1, block.ln_2)
-        if type(mlp) is not MLP or type(mlp.act) not in (nn.GELU, nn.Identity):
-            return []
-        if any(type(norm) is not nn.LayerNorm or norm.bias is not None for norm in norms):
-            return []
-        parts += [block, attn, mlp, mlp.act, *norms, *_products(block)]
-    modules = nn.modules.module
-    is_watched = modules._global_forward_hooks or modules._global_forward_pre_hooks
-    if is_watched or any(
-        one._forward_hooks or one._forward_pre_hooks or "forward" in vars(one) for one in parts
-    ):
-        return []
-    # With gradients, steps that write into a cache are torch's to judge.
-    return [] if any(one.requires_grad for one in model.parameters()) else parts
-
-
-def _script(model: GPT, cache: Cache) -> list[Any]:
-    attention, blocks = _ATTENTION.get(type(cache)), model.transformer.blocks
-    scripts = [[_scriptable(one) for one in _products(block)] for block in blocks]
-    if attention is None or not all(all(products) for products in scripts):
-        return []
-    # Whatever goes wrong with it, there is the plain way.
-    with _SCRIPTING, warnings.catch_warnings(), contextlib.suppress(Exception):
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return [
-            torch.jit.script(Layer(block, attention, products))
-            for block, products in zip(blocks, scripts, strict=True)
-        ]
-    return []
-
-
-def _products(block: Block) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-    return block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj
-
-
-def _scriptable(product: nn.Module) -> nn.Module | None:
-    # A class made of one of these may do something else.
-    if type(product) not in _PRODUCTS or getattr(product, "bias", None) is not None:
-        return None
-    if isinstance(product, OneDNNLinear):
-        return Float32(product)
-    if isinstance(product, (Int8Linear, Int8Twice)):
-        few = product.few if isinstance(product, Int8Twice) else product
-        return Int8(few, getattr(product, "gelu", False)) if few.packed is not None else None
-    if isinstance(product, Int4Linear):
-        return Int4(product) if product.fast else None
-    return Float16(product) if isinstance(product, Linear16) else None
-
-
-def _weights(block: Block, x: Tensor) -> list[Tensor]:
-    """LayerNorms' weights and what each product multiplies rows x by, where it is float32."""
-    nothing = x[:0]
-    factors = [
-        one.factor(x) if isinstance(one, OneDNNLinear) else nothing for one in _products(block)
-    ]
-    return [block.ln_1.weight, block.ln_2.weight, *factors]
-
-
-def _operands(cache: Cache, layer: int) -> tuple[list[Tensor], int]:
-    """What a layer's attention reads and writes, and how many columns there are."""
+def _tables(cache: Cache) -> list[list[Tensor]]:
+    """Of each layer."""
     if isinstance(cache, RowSumCache):
-        return cache.operands(layer), cache.n_columns
+        return cache.layers
+    assert isinstance(cache, KVCache)
+    return [[kv] for kv in cache.kv]
+
+
+def _begin_step(cache: Cache, which: int) -> tuple[Tensor, list[Tensor], int, int]:
+    """Make room for a step with one of the heads; what `Steps` is told of it."""
+    newest = cache.begin_step()
+    if isinstance(cache, RowSumCache):
+        return newest, cache.operands, cache.n_columns, which
     assert isinstance(cache, KVCache)
     is_one_length = len(set(cache.lengths)) == 1
     mask = cache.mask[:0] if is_one_length else cache.mask
-    return [cache.kv[layer], cache.rows, cache.newest, mask], max(cache.lengths)
-
-
-_ATTENTION: dict[type, Callable[..., Tensor]] = {
-    KVCache: attend,
-    RowSumCache: RowSumCache.attention,
-    ByteCache: ByteCache.attention,
-}
-_PRODUCTS = (OneDNNLinear, SmallLinear, Int8Linear, Int8Twice, Int4Linear, Linear16)
+    return newest, [cache.rows, newest, mask], max(cache.lengths), which

@@ -1,4 +1,4 @@
-"""What TorchScript is made of: a layer of a step, its products, and attention over `KVCache`.
+"""What TorchScript is made of: steps, their layers and products, and attention over `KVCache`.
 
 Each does what the module or cache does that it is named for, bit for bit. `scripted.py` puts them
 together.
@@ -13,12 +13,120 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoint.rows import dequantize_rows, quantize_rows
 from ..model import Block
+from ..sampling import distribution
 from .abilities import has_onednn_linear
 from .float16 import FEW_ROWS, Linear16
-from .float32 import OneDNNLinear, SmallLinear
 from .int4 import GROUP, Int4Linear
 from .int8 import Int8Linear
+from .tables import ReducedTable
+
+
+class Steps(nn.Module):
+    """Steps of a causal model: each appends a token to every row and chooses the next."""
+
+    def __init__(
+        self, table: Any, layers: Sequence[nn.Module], heads: Sequence[Any], eps: float
+    ) -> None:
+        """`eps` is that of the final LayerNorm; each head is a product for one range of ids."""
+        super().__init__()
+        self.table, self.eps = table, eps
+        self.layers, self.heads = nn.ModuleList(layers), nn.ModuleList(heads)
+
+    @torch.jit.export
+    def logits(
+        self,
+        tokens: Tensor,
+        floats: list[list[Tensor]],
+        tables: list[list[Tensor]],
+        step: tuple[Tensor, list[Tensor], int, int],
+    ) -> Tensor:
+        """Append one token (B,) to every row; logits (B, V).
+
+        Args:
+            tokens: (B,) int64.
+            floats: tensors of each layer, and of what is around them: the token table, positions
+                and the final LayerNorm, and a weight for each head.
+            tables: a cache's tensors of each layer.
+            step: new positions (B,), the cache's tensors of the step, its columns, and which head.
+        """
+        newest, operands, n_columns, which = step
+        around = floats[-1]
+        x = self.table(tokens, around) + around[1][newest]
+        for i, layer in enumerate(self.layers):
+            x = layer(x, floats[i], tables[i], operands, n_columns)
+        x = F.layer_norm(x, [x.size(-1)], around[2], None, self.eps)
+        out = x
+        for i, head in enumerate(self.heads):
+            if i == which:
+                out = head(x, around[3:], i)
+        return out.float()
+
+    def forward(
+        self,
+        tokens: Tensor,
+        floats: list[list[Tensor]],
+        tables: list[list[Tensor]],
+        steps: list[tuple[Tensor, list[Tensor], int, int]],
+        firsts: list[int],
+        noise: Tensor,
+        temperature: float | None,
+        top_k: int | None,
+        top_p: float | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Several steps: the tokens (n, B) chosen, and the probability (n, B) of the last id.
+
+        Args:
+            tokens: (B,) int64.
+            floats: as in `logits`.
+            tables: as in `logits`.
+            steps: each as in `logits`.
+            firsts: the first id of each step.
+            noise: (n, B, V) by which probabilities are divided; empty where sampling is greedy.
+            temperature: of `Sampling`.
+            top_k: of `Sampling`.
+            top_p: of `Sampling`.
+        """
+        chosen, last_p = [], []
+        for i, step in enumerate(steps):
+            logits = self.logits(tokens, floats, tables, step)
+            probs = distribution(logits, temperature, top_k, top_p)
+            last_p.append(probs[:, -1])
+            scores = probs / noise[i] if noise.numel() > 0 else probs
+            tokens = scores.argmax(-1) + firsts[i]
+            chosen.append(tokens)
+        return torch.stack(chosen), torch.stack(last_p)
+
+
+class Rows32(nn.Module):
+    """What `nn.Embedding` does for ids (B,)."""
+
+    def forward(self, ids: Tensor, around: list[Tensor]) -> Tensor:
+        """Rows (B, C) of the first tensor of those around the layers."""
+        return F.embedding(ids, around[0])
+
+
+class ReducedRows(nn.Module):
+    """What `ReducedTable` does for ids (B,)."""
+
+    def __init__(self, table: ReducedTable) -> None:
+        super().__init__()
+        self.weight, self.scale, self.is_mapped = table.weight, table.scale, table.is_mapped
+        self.in_16_bits = table.dtype is not None
+        self.dtype = table.dtype or torch.float32
+
+    def forward(self, ids: Tensor, around: list[Tensor]) -> Tensor:
+        """Rows (B, C) float32."""
+        rows, scale = self.weight[ids], self.scale
+        if scale is not None:
+            rows = dequantize_rows(rows, scale[ids])
+        elif self.is_mapped and not self.in_16_bits:
+            rows, scales = quantize_rows(rows)
+            rows = dequantize_rows(rows, scales)
+        if self.is_mapped and self.in_16_bits:
+            rows = rows.to(self.dtype)
+        return rows.float()
 
 
 class Layer(nn.Module):
@@ -27,7 +135,7 @@ class Layer(nn.Module):
     def __init__(
         self, block: Block, attend: Callable[..., Tensor], products: Sequence[Any]
     ) -> None:
-        """`attend` is told q, k, v and operands, as the layer is; it must be a plain function."""
+        """`attend`, a plain function, is told q, k, v and what the layer is told of a cache."""
         super().__init__()
         self.attend = attend
         self.c_attn, self.c_proj, self.c_fc, self.c_out = products
@@ -36,14 +144,22 @@ class Layer(nn.Module):
         self.gelu = isinstance(block.mlp.act, nn.GELU)  # else c_fc ends in it
 
     def forward(
-        self, x: Tensor, weights: list[Tensor], operands: list[Tensor], n_columns: int
+        self,
+        x: Tensor,
+        weights: list[Tensor],
+        tables: list[Tensor],
+        operands: list[Tensor],
+        n_columns: int,
     ) -> Tensor:
-        """Rows (B, C), with LayerNorms' weights and those of products, over a cache's operands."""
+        """Rows (B, C), with LayerNorms' weights and those of products, over a cache.
+
+        The cache's tables are those of the layer, its operands and columns those of the step.
+        """
         size, floats = [self.n_embd], weights[2:]
         y = F.layer_norm(x, size, weights[0], None, self.eps_1)
         qkv = self.c_attn(y, floats, 0).view(len(x), 3, self.n_head, 1, -1)
         q, k, v = qkv[:, 0], qkv[:, 1], qkv[:, 2]
-        y = self.attend(q, k, v, operands, n_columns).reshape(x.shape)
+        y = self.attend(q, k, v, tables, operands, n_columns).reshape(x.shape)
         x = x + self.c_proj(y, floats, 1)
         y = F.layer_norm(x, size, weights[1], None, self.eps_2)
         y = self.c_fc(y, floats, 2)
@@ -54,17 +170,17 @@ class Layer(nn.Module):
 
 
 class Float32(nn.Module):
-    """What `OneDNNLinear` does for rows x."""
+    """What `OneDNNLinear` and `SmallLinear` do for rows x, and heads in float32."""
 
-    def __init__(self, product: OneDNNLinear) -> None:
+    def __init__(self, *, gelu: bool = False, by_torch: int = 0) -> None:
+        """`by_torch` is up to how many rows torch's own product is taken."""
         super().__init__()
-        self.gelu = product.gelu
-        self.is_small, self.has_onednn = isinstance(product, SmallLinear), has_onednn_linear()
+        self.gelu, self.by_torch, self.has_onednn = gelu, by_torch, has_onednn_linear()
 
     def forward(self, x: Tensor, floats: list[Tensor], place: int) -> Tensor:
         """Multiply x (B, K) -> (B, N); `floats` has a float32 weight at its place in the layer."""
         weight = floats[place]
-        if self.is_small and (len(x) == 1 or not self.has_onednn):
+        if len(x) <= self.by_torch or not self.has_onednn:
             y = F.linear(x, weight)
             return F.gelu(y) if self.gelu else y
         after, algorithm = ("gelu", "none") if self.gelu else ("none", "")
@@ -118,9 +234,12 @@ class Float16(nn.Module):
         return F.linear(x.to(weight.dtype), weight).float()
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, operands: list[Tensor], n_columns: int) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], operands: list[Tensor], n_columns: int
+) -> Tensor:
     """What `KVCache.attend` does: write k and v (B, H, 1, D), and what q sees."""
-    kv, rows, newest, mask = operands
+    kv = tables[0]
+    rows, newest, mask = operands
     keys, values = kv[0, : len(q), :, :n_columns], kv[1, : len(q), :, :n_columns]
     if mask.numel() == 0:
         keys[:, :, -1:] = k
