@@ -25,11 +25,12 @@ def dress(model: GPT | FineGPT) -> None:
 
 
 def full_by_head(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """As `full_attention`, one head after the other, with products in a dtype."""
+    """As `full_attention`, one head after the other, with products in a dtype; gives float32."""
     if q.shape[2] <= SHORT:
-        return full_attention(q, k, v)
-    out = torch.empty_like(q)
-    q, k, v = _scaled(q, k, v, dtype)
+        return full_attention(q.float(), k.float(), v.float())
+    # In the order of what it is made of, as the heads then lie side by side for what comes next.
+    out = torch.empty_like(q, dtype=torch.float32)
+    q, k, v = (q * q.shape[-1] ** -0.5).to(dtype), k.to(dtype), v.to(dtype)
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
             out[b, h] = (q[b, h] @ k[b, h].T).softmax(-1) @ v[b, h]
@@ -42,7 +43,8 @@ def causal_by_block(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype = torch.
     if n <= BLOCK:
         return causal_attention(q, k, v)
     out = torch.empty_like(q)
-    q, k, v = _scaled(q, k, v, dtype)
+    scaled = (q * q.shape[-1] ** -0.5, k, v)
+    q, k, v = (x.to(dtype, memory_format=torch.contiguous_format) for x in scaled)
     hidden = q.new_full((BLOCK, BLOCK), -torch.inf).triu_(1)
     for b in range(q.shape[0]):
         for first in range(0, n, BLOCK):
@@ -52,9 +54,3 @@ def causal_by_block(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype = torch.
             scores[..., first:] += hidden[: last - first, : last - first]
             out[b, :, first:last] = torch.bmm(scores.softmax(-1), v[b, :, :last])
     return out
-
-
-def _scaled(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """All three, contiguous in a dtype, queries divided by sqrt(D)."""
-    scaled = (q * q.shape[-1] ** -0.5, k, v)
-    return [x.to(dtype, memory_format=torch.contiguous_format) for x in scaled]

@@ -47,10 +47,20 @@ class Int8ManyRows(Packed):
     """
 
     def __init__(
-        self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, gelu: bool = False
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        *,
+        gelu: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,)."""
+        """From `quantize_rows`' (N, K) int8 and (N,) float32, and a bias (N,).
+
+        `dtype` is that of the result, float32 or bfloat16.
+        """
         super().__init__()
+        self.dtype = dtype
         _hear_announcement()
         self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
         self.scale, self.zero = scale.clone(), torch.zeros(len(scale), dtype=torch.int32)
@@ -60,18 +70,19 @@ class Int8ManyRows(Packed):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply x (..., K) -> (..., N) float32."""
+        """Multiply x (..., K) float32 -> (..., N)."""
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         low, high = (float(bound) for bound in torch.aminmax(rows))
         if not math.isfinite(high - low):
-            return x.new_full((*x.shape[:-1], len(self.scale)), math.nan)
+            shape = *x.shape[:-1], len(self.scale)
+            return torch.full(shape, math.nan, dtype=self.dtype)
         low, high = min(low, 0.0), max(high, 0.0)
         scale = max((high - low) / 255, 1e-12)
         zero = round(-low / scale)
         q = _to_bytes(rows, scale, zero, torch.quint8)
         weight = (self.packed, self.scale, self.zero, self.bias)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            q, scale, zero, *weight, 1.0, 0, torch.float32, *self.after
+            q, scale, zero, *weight, 1.0, 0, self.dtype, *self.after
         )
         return out.view(*x.shape[:-1], len(self.scale))
 

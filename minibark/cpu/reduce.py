@@ -15,6 +15,7 @@ Operators that make this fast may be missing or slow elsewhere (`abilities.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,11 +138,13 @@ def _reduce_layer_with_gelu(
 ) -> None:
     """int8, with GELU inside the product in front of it."""
 
-    def product(name: str, gelu: bool = False) -> nn.Module:
+    def product(name: str, **options: Any) -> nn.Module:
         weight, scale, bias = weights.linear(f"transformer.h.{layer}.{name}")
-        return kind(*rows_of(weight, scale), bias, gelu=gelu)
+        return kind(*rows_of(weight, scale), bias, **options)
 
-    block.attn.c_attn = product("attn.c_attn")
+    attends_in_16 = kind is Int8ManyRows and block.attn.attend is attention.full_by_head
+    narrow = {"dtype": torch.bfloat16} if attends_in_16 else {}
+    block.attn.c_attn = product("attn.c_attn", **narrow)
     block.attn.c_proj = product("attn.c_proj")
     block.mlp.c_fc, block.mlp.act = product("mlp.c_fc", gelu=True), nn.Identity()
     block.mlp.c_proj = product("mlp.c_proj")
