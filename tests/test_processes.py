@@ -160,7 +160,8 @@ def test_a_process_that_is_killed_loses_its_rows_and_is_replaced(pipeline, told)
     while len(pipeline._workers) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert len([child for child in children() if "spawn_main" in command(child)]) == 2
+    alive = {child: command(child) for child in children()}
+    assert sum("spawn_main" in one for one in alive.values()) == 2, (before, victims, alive, told)
     assert told == ["a process of the model has ended (killed, or out of memory); another begins"]
     told.clear()
     pipeline.speak([row(1)], SHORT), pipeline.speak([row(2)], SHORT)

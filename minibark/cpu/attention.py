@@ -1,7 +1,8 @@
 """Attention over long sequences with products in bfloat16, where the processor multiplies it.
 
 Torch's own reads and writes the scores of all queries. Here those of one head, or of one block of
-queries, are made and used up while they are in the cache.
+queries, are made and used up while they are in the cache. What comes out is float32 and lies as q
+does: the heads of a position side by side, as they are multiplied next.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ def full_by_head(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype = torch.bfl
     """As `full_attention`, one head after the other, with products in a dtype; gives float32."""
     if q.shape[2] <= SHORT:
         return full_attention(q.float(), k.float(), v.float())
-    # In the order of what it is made of, as the heads then lie side by side for what comes next.
     out = torch.empty_like(q, dtype=torch.float32)
     q, k, v = (q * q.shape[-1] ** -0.5).to(dtype), k.to(dtype), v.to(dtype)
     for b in range(q.shape[0]):
@@ -41,10 +41,10 @@ def causal_by_block(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype = torch.
     """As `causal_attention`, one block of queries after the other, over the keys up to its end."""
     n = q.shape[2]
     if n <= BLOCK:
-        return causal_attention(q, k, v)
-    out = torch.empty_like(q)
+        return causal_attention(q.float(), k.float(), v.float())
+    out = torch.empty_like(q, dtype=torch.float32)
     scaled = (q * q.shape[-1] ** -0.5, k, v)
-    q, k, v = (x.to(dtype, memory_format=torch.contiguous_format) for x in scaled)
+    q, k, v = (x.to(dtype).contiguous() for x in scaled)
     hidden = q.new_full((BLOCK, BLOCK), -torch.inf).triu_(1)
     for b in range(q.shape[0]):
         for first in range(0, n, BLOCK):

@@ -18,7 +18,7 @@ N_EXTRA = 8  # bytes of a row's scale and offset, float32 each, behind its numbe
 
 def to_bytes(rows: Tensor) -> Tensor:
     """Rows (..., C) as bytes (..., C + N_EXTRA)."""
-    flat = rows.reshape(-1, rows.shape[-1])
+    flat = rows.reshape(-1, rows.shape[-1]).float()
     packed: Tensor = torch.ops.quantized.embedding_bag_byte_prepack(flat)
     return packed.view(*rows.shape[:-1], -1)
 

@@ -97,16 +97,22 @@ class Int8Twice(Packed):
     """
 
     def __init__(
-        self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, gelu: bool = False
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        *,
+        gelu: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        """As `Int8ManyRows`."""
+        """As `Int8ManyRows`; `dtype` is that of many rows' result, few rows' is float32."""
         super().__init__()
         self.few = Int8Linear(weight, scale, bias)
-        self.many = Int8ManyRows(weight, scale, bias, gelu=gelu)
+        self.many = Int8ManyRows(weight, scale, bias, gelu=gelu, dtype=dtype)
         self.bias, self.gelu = self.few.bias, gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply x (..., K) -> (..., N) float32."""
+        """Multiply x (..., K) float32 -> (..., N)."""
         if x.numel() >= MANY_ROWS * x.shape[-1]:
             out: Tensor = self.many(x)
             return out

@@ -142,9 +142,9 @@ def _reduce_layer_with_gelu(
         weight, scale, bias = weights.linear(f"transformer.h.{layer}.{name}")
         return kind(*rows_of(weight, scale), bias, **options)
 
-    attends_in_16 = kind is Int8ManyRows and block.attn.attend is attention.full_by_head
-    narrow = {"dtype": torch.bfloat16} if attends_in_16 else {}
-    block.attn.c_attn = product("attn.c_attn", **narrow)
+    # What attention would round them to.
+    dtype = torch.bfloat16 if abilities.has_fast_bfloat16() else torch.float32
+    block.attn.c_attn = product("attn.c_attn", dtype=dtype)
     block.attn.c_proj = product("attn.c_proj")
     block.mlp.c_fc, block.mlp.act = product("mlp.c_fc", gelu=True), nn.Identity()
     block.mlp.c_proj = product("mlp.c_proj")
