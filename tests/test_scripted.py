@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -96,7 +97,12 @@ def test_the_bits_are_those_of_the_plain_decoder(precision, kind):
     same_bits(both(model_in(precision), kind), ACTS)
 
 
-SAMPLINGS = [Sampling(0.7), Sampling(0), Sampling(1, top_k=5), Sampling(0.9, top_k=50, top_p=0.6)]
+SAMPLINGS = [
+    Sampling(0.7),
+    Sampling(0),
+    Sampling(1, top_k=5, top_p=1),
+    Sampling(np.float32(0.9), top_k=np.int64(50), top_p=np.float32(0.6)),
+]
 
 
 @torch.inference_mode()

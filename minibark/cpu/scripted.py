@@ -80,7 +80,15 @@ class ScriptedDecoder(CachedDecoder):
         if script is None or cache is None:
             return super().take_steps(tokens, ids, sampling, streams, active)
         noise = _draw_ahead(len(ids), ids[0].stop - ids[0].start, sampling, streams, active)
-        how = sampling.temperature, sampling.top_k, sampling.top_p
+        how = [
+            # NumPy's numbers are none to TorchScript.
+            None if number is None else kind(number)
+            for kind, number in (
+                (float, sampling.temperature),
+                (int, sampling.top_k),
+                (float, sampling.top_p),
+            )
+        ]
         chosen, last_p = list[Tensor](), list[Tensor]()
         done = 0
         while done < len(ids):
