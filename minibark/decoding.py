@@ -193,9 +193,10 @@ class RandomStreams:
         Where a row is not active nothing is drawn and the noise is 1.
         """
         for row, generator in enumerate(self._generators):
-            noise[row].fill_(1)
             if active[row]:
                 fill_exponential(noise[row], generator)
+            else:
+                noise[row].fill_(1)
 
     def give_back(self, row: int, n_draws: int) -> None:
         """Undo the last draws that were made ahead for one row."""

@@ -70,8 +70,7 @@ def generate_fine(
     """
     device = next(model.parameters()).device
     length, hop = config.max_fine_input_length, config.max_fine_history_length
-    n_codebooks, pad = config.n_fine_codebooks, config.codebook_size
-    n_given = len(coarses[0])
+    n_codebooks, n_given, pad = config.n_fine_codebooks, len(coarses[0]), config.codebook_size
     rows = []
     for coarse, voice in zip(coarses, voices, strict=True):
         history = voice.fine[:, -hop:] if voice else coarse.new_zeros((n_codebooks, 0)).cpu()

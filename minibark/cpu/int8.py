@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ class Int8ManyRows(Packed):
         `dtype` is that of the result, float32 or bfloat16.
         """
         super().__init__()
-        self.dtype = dtype
+        self.gelu, self.dtype = gelu, dtype
         _hear_announcement()
         self.packed = torch.ops.onednn.qlinear_prepack(weight, None)
         self.scale, self.zero = scale.clone(), torch.zeros(len(scale), dtype=torch.int32)
@@ -71,10 +72,9 @@ class Int8ManyRows(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K) float32 -> (..., N)."""
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        rows, shape = x.reshape(-1, x.shape[-1]).contiguous(), (*x.shape[:-1], len(self.scale))
         low, high = (float(bound) for bound in torch.aminmax(rows))
         if not math.isfinite(high - low):
-            shape = *x.shape[:-1], len(self.scale)
             return torch.full(shape, math.nan, dtype=self.dtype)
         low, high = min(low, 0.0), max(high, 0.0)
         scale = max((high - low) / 255, 1e-12)
@@ -84,7 +84,7 @@ class Int8ManyRows(Packed):
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             q, scale, zero, *weight, 1.0, 0, self.dtype, *self.after
         )
-        return out.view(*x.shape[:-1], len(self.scale))
+        return out.view(shape)
 
 
 class Int8Twice(Packed):
@@ -97,19 +97,13 @@ class Int8Twice(Packed):
     """
 
     def __init__(
-        self,
-        weight: Tensor,
-        scale: Tensor,
-        bias: Tensor | None = None,
-        *,
-        gelu: bool = False,
-        dtype: torch.dtype = torch.float32,
+        self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, **options: Any
     ) -> None:
-        """As `Int8ManyRows`; `dtype` is that of many rows' result, few rows' is float32."""
+        """As `Int8ManyRows`, whose `dtype` is that of many rows' result; few rows' is float32."""
         super().__init__()
         self.few = Int8Linear(weight, scale, bias)
-        self.many = Int8ManyRows(weight, scale, bias, gelu=gelu, dtype=dtype)
-        self.bias, self.gelu = self.few.bias, gelu
+        self.many = Int8ManyRows(weight, scale, bias, **options)
+        self.bias, self.gelu = self.few.bias, self.many.gelu
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K) float32 -> (..., N)."""

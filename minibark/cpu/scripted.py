@@ -80,15 +80,9 @@ class ScriptedDecoder(CachedDecoder):
         if script is None or cache is None:
             return super().take_steps(tokens, ids, sampling, streams, active)
         noise = _draw_ahead(len(ids), ids[0].stop - ids[0].start, sampling, streams, active)
-        how = [
-            # NumPy's numbers are none to TorchScript.
-            None if number is None else kind(number)
-            for kind, number in (
-                (float, sampling.temperature),
-                (int, sampling.top_k),
-                (float, sampling.top_p),
-            )
-        ]
+        # NumPy's numbers are none to TorchScript.
+        numbers = (sampling.temperature, float), (sampling.top_k, int), (sampling.top_p, float)
+        how = [number if number is None else kind(number) for number, kind in numbers]
         chosen, last_p = list[Tensor](), list[Tensor]()
         done = 0
         while done < len(ids):

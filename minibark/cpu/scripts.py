@@ -13,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.rows import dequantize_rows, quantize_rows
 from ..model import Block
 from ..sampling import distribution
 from .abilities import has_onednn_linear
 from .float16 import FEW_ROWS, Linear16
 from .int4 import GROUP, Int4Linear
 from .int8 import Int8Linear
-from .tables import ReducedTable
+from .tables import ReducedTable, look_up
 
 
 class Steps(nn.Module):
@@ -112,21 +111,11 @@ class ReducedRows(nn.Module):
 
     def __init__(self, table: ReducedTable) -> None:
         super().__init__()
-        self.weight, self.scale, self.is_mapped = table.weight, table.scale, table.is_mapped
-        self.in_16_bits = table.dtype is not None
-        self.dtype = table.dtype or torch.float32
+        self.weight, self.scale, self.dtype = table.weight, table.scale, table.dtype
 
     def forward(self, ids: Tensor, around: list[Tensor]) -> Tensor:
         """Rows (B, C) float32."""
-        rows, scale = self.weight[ids], self.scale
-        if scale is not None:
-            rows = dequantize_rows(rows, scale[ids])
-        elif self.is_mapped and not self.in_16_bits:
-            rows, scales = quantize_rows(rows)
-            rows = dequantize_rows(rows, scales)
-        if self.is_mapped and self.in_16_bits:
-            rows = rows.to(self.dtype)
-        return rows.float()
+        return look_up(ids, self.weight, self.scale, self.dtype)
 
 
 class Layer(nn.Module):
