@@ -67,6 +67,11 @@ def has_fast_bfloat16() -> bool:
     return _processor_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
 
+def has_vector_loops() -> bool:
+    """Whether torch's own loops over numbers take several of them at once."""
+    return torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+
+
 def has_vnni() -> bool:
     """Whether this processor adds 8-bit products without saturating."""
     return _processor_has("_is_vnni_supported", "_is_avx512_vnni_supported")

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoint.rows import dequantize_rows
 from . import abilities
+from .gelu import FewGELU
 from .packed import Packed
 
 MANY_ROWS = 32  # rows, from which a product of its own for many rows pays
@@ -93,7 +94,7 @@ class Int8Twice(Packed):
     The same numbers in twice the memory, for a model whose prompts recur.
 
     Attributes:
-        few: the product for fewer than `MANY_ROWS` rows; GELU is not in it.
+        few: the product for fewer than `MANY_ROWS` rows, which `act` follows.
     """
 
     def __init__(
@@ -103,15 +104,16 @@ class Int8Twice(Packed):
         super().__init__()
         self.few = Int8Linear(weight, scale, bias)
         self.many = Int8ManyRows(weight, scale, bias, **options)
-        self.bias, self.gelu = self.few.bias, self.many.gelu
+        self.bias = self.few.bias
+        self.act = FewGELU() if self.many.gelu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K) float32 -> (..., N)."""
         if x.numel() >= MANY_ROWS * x.shape[-1]:
             out: Tensor = self.many(x)
             return out
-        y: Tensor = self.few(x)
-        return F.gelu(y) if self.gelu else y
+        y: Tensor = self.act(self.few(x))
+        return y
 
 
 def multiply_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from ..model import GPT, Block, FineGPT
 from ..precision import FLOATS
 from . import abilities, attention
 from .float16 import Linear16
+from .gelu import FewGELU
 from .int4 import GROUP, Int4Linear, is_expanded
 from .int8 import Int8Linear, Int8ManyRows, Int8Twice
 from .packed import Packed
@@ -130,6 +131,7 @@ def _reduce_layer(block: Block, layer: int, weights: _Weights, precision: str) -
     attn.c_attn = _linear(*weights.linear(f"{name}.attn.c_attn"), precision)  # cached in float32
     attn.c_proj = _linear(*weights.linear(f"{name}.attn.c_proj"), precision, widen=False)
     mlp.c_fc = _linear(*weights.linear(f"{name}.mlp.c_fc"), precision, widen=False)
+    mlp.act = FewGELU()
     mlp.c_proj = _linear(*weights.linear(f"{name}.mlp.c_proj"), precision, widen=False)
 
 

@@ -17,6 +17,7 @@ from ..model import GPT, MLP, Block, Cache, Head, KVCache, SelfAttention
 from .byte_sums import ByteCache
 from .float16 import Linear16
 from .float32 import OneDNNHead, OneDNNLinear, SmallLinear
+from .gelu import FewGELU
 from .int4 import Int4Linear
 from .int8 import MANY_ROWS, Int8Linear, Int8Twice
 from .reduce import ReducedHead
@@ -82,7 +83,7 @@ def parts_of(model: GPT) -> list[nn.Module]:
         if type(block) is not Block or type(block.attn) is not SelfAttention:
             return []
         attn, mlp = block.attn, block.mlp
-        if type(mlp) is not MLP or type(mlp.act) not in (nn.GELU, nn.Identity):
+        if type(mlp) is not MLP or type(mlp.act) not in (nn.GELU, FewGELU, nn.Identity):
             return []
         norms += [block.ln_1, block.ln_2]
         parts += [block, attn, mlp, mlp.act, block.ln_1, block.ln_2, *_products(block)]
@@ -126,8 +127,9 @@ def _scriptable(product: nn.Module) -> nn.Module | None:
     if isinstance(product, OneDNNLinear):
         return Float32(gelu=product.gelu, by_torch=1 if isinstance(product, SmallLinear) else 0)
     if isinstance(product, (Int8Linear, Int8Twice)):
-        few = product.few if isinstance(product, Int8Twice) else product
-        return Int8(few, getattr(product, "gelu", False)) if few.packed is not None else None
+        few, act = (product.few, product.act) if isinstance(product, Int8Twice) else (product, None)
+        after = act if isinstance(act, FewGELU) else None
+        return Int8(few, after) if few.packed is not None else None
     if isinstance(product, Int4Linear):
         return Int4(product) if product.fast else None
     return Float16(product) if isinstance(product, Linear16) else None

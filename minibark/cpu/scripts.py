@@ -17,6 +17,7 @@ from ..model import Block
 from ..sampling import distribution
 from .abilities import has_onednn_linear
 from .float16 import FEW_ROWS, Linear16
+from .gelu import FewGELU, gelu_of_few
 from .int4 import GROUP, Int4Linear
 from .int8 import Int8Linear
 from .tables import ReducedTable, look_up
@@ -130,7 +131,9 @@ class Layer(nn.Module):
         self.c_attn, self.c_proj, self.c_fc, self.c_out = products
         self.n_head, self.n_embd = block.attn.n_head, len(block.ln_1.weight)
         self.eps_1, self.eps_2 = block.ln_1.eps, block.ln_2.eps
-        self.gelu = isinstance(block.mlp.act, nn.GELU)  # else c_fc ends in it
+        act = block.mlp.act
+        self.gelu = isinstance(act, nn.GELU)  # else c_fc ends in it
+        self.few_gelu = act.most if isinstance(act, FewGELU) else 0
 
     def forward(
         self,
@@ -153,7 +156,7 @@ class Layer(nn.Module):
         y = F.layer_norm(x, size, weights[1], None, self.eps_2)
         y = self.c_fc(y, floats, 2)
         if self.gelu:
-            y = F.gelu(y)
+            y = gelu_of_few(y, self.few_gelu)
         out: Tensor = x + self.c_out(y, floats, 3)
         return out
 
@@ -180,15 +183,15 @@ class Float32(nn.Module):
 class Int8(nn.Module):
     """What `Int8Linear` does, or `Int8Twice` for few rows x."""
 
-    def __init__(self, product: Int8Linear, gelu: bool = False) -> None:
+    def __init__(self, product: Int8Linear, act: FewGELU | None = None) -> None:
         super().__init__()
         self.packed, self.reduce_range = product.packed, product.reduce_range
-        self.gelu = gelu
+        self.gelu, self.few_gelu = act is not None, act.most if act else 0
 
     def forward(self, x: Tensor, floats: list[Tensor], place: int) -> Tensor:
         """Multiply x (B, K) -> (B, N); `floats` has a float32 weight at its place in the layer."""
         y: Tensor = torch.ops.quantized.linear_dynamic(x, self.packed, self.reduce_range)
-        return F.gelu(y) if self.gelu else y
+        return gelu_of_few(y, self.few_gelu) if self.gelu else y
 
 
 class Int4(nn.Module):
