@@ -20,6 +20,7 @@ from .config import BarkConfig
 from .cpu import float32, reduce
 from .cpu.abilities import give_memory_back
 from .cpu.cache import new_cache
+from .cpu.drafted import DraftedDecoder
 from .cpu.passes import RowByRow
 from .cpu.scripted import ScriptedDecoder
 from .decoding import CachedDecoder, Decoder
@@ -142,8 +143,10 @@ def build(stage: str, config: BarkConfig, state: State, choice: Choice) -> nn.Mo
 def decoder(model: GPT, n_merged: int, choice: Choice) -> Decoder:
     """What steps of a built model run on; `n_merged` as in `GPT.forward`."""
     if not choice.records:
-        decoder = ScriptedDecoder if choice.device.type == "cpu" else CachedDecoder
-        return decoder(model, n_merged, partial(new_cache, precision=choice.precision))
+        kind = CachedDecoder
+        if choice.device.type == "cpu":
+            kind = DraftedDecoder if choice.precision == "float32" else ScriptedDecoder
+        return kind(model, n_merged, partial(new_cache, precision=choice.precision))
     from .gpu.decoder import GraphDecoder
 
     return GraphDecoder(model, n_merged, backend=choice.backend)

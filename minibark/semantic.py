@@ -111,7 +111,6 @@ def generate_semantic(
     decode = decoder(model, config.max_input_semantic_length)
     device = model.transformer.wpe.weight.device
     streams = RandomStreams(generators, device)
-    at_once = 1 if streams.shared else min(decode.steps_at_once, END_TEST_STEPS)
     end = config.semantic_vocab_size
     # Compared in float32, as the reference does.
     least_end_p = math.inf if min_eos_p is None else float(np.float32(min_eos_p))
@@ -144,6 +143,7 @@ def generate_semantic(
         if len(kept) < len(live) and decode.keep(kept):
             live, tokens = [live[place] for place in kept], tokens[kept]
             streams = RandomStreams([generators[row] for row in live], device)
+        at_once = 1 if streams.shared else min(decode.steps_at_once, END_TEST_STEPS)
         n, active = min(at_once, n_steps - done), [row in running for row in live]
         many, many_p = decode.take_steps(tokens, [ids] * n, sampling, streams, [active] * n)
         tokens = many[-1]

@@ -133,8 +133,10 @@ def test_a_row_that_leaves_makes_room_and_nothing_is_copied(kind):
 @pytest.mark.parametrize("capability", ["avx2", "default"])
 def test_caches_and_steps_are_the_same_where_torch_has_less(capability):
     """Told so when it starts; what it has by itself the other tests see."""
-    files = [__file__, str(Path(__file__).with_name("test_scripted.py"))]
-    some = ["-p", "no:xdist", "-p", "no:cacheprovider", "-k", "come_and_go or plain_decoder"]
+    here = Path(__file__)
+    files = [here, here.with_name("test_scripted.py"), here.with_name("test_drafted.py")]
+    names = "come_and_go or plain_decoder or specification"
+    some = ["-p", "no:xdist", "-p", "no:cacheprovider", "-k", names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *some, *files],
         env=os.environ | {"ATEN_CPU_CAPABILITY": capability},

@@ -47,6 +47,8 @@ class OneDNNLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x (..., K) -> (..., N)."""
+        if _is_passage(x) and self.bias is None:
+            return _multiply_passage(x, self.weight, self.gelu)
         return linear(x, self.factor(x), self.bias, self.gelu)
 
     def factor(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
@@ -61,7 +63,7 @@ class SmallLinear(OneDNNLinear):
         """Multiply x (..., K) -> (..., N)."""
         if _n_rows(x) == 1 or not has_onednn_linear():
             return _torch_linear(x, self.weight, self.bias, self.gelu)
-        return super().forward(x)
+        return linear(x, self.factor(x), self.bias, self.gelu)
 
 
 class OneDNNHead(OneDNNLinear):
@@ -69,6 +71,8 @@ class OneDNNHead(OneDNNLinear):
 
     def forward(self, x: Tensor, ids: slice = slice(None)) -> Tensor:
         """Logits (..., V) of the output ids in `ids` from x (..., C)."""
+        if _is_passage(x):
+            return _multiply_passage(x, self.weight[ids])
         return linear(x, self.factor(x, ids))
 
 
@@ -76,8 +80,8 @@ class Ordered:
     """A weight in oneDNN's own order, for products of a few rows.
 
     So eight rows take a quarter less time. It is a copy, made for the first few rows that come, and
-    one utterance never needs it: prompts of the released models are longer. One row is multiplied
-    as ever, for its numbers must not depend on what was there before.
+    one utterance never needs it: its positions are a passage, for which the copy is not used. One
+    row is multiplied as ever, for its numbers must not depend on what was there before.
 
     Whoever loads or changes weights gets products of the new ones, unless he changes them in place
     where torch does not see it (`weight.data`, its NumPy view): then `made` is to be cleared.
@@ -91,6 +95,7 @@ class Ordered:
         """What to multiply x (..., K) by: these rows of the weight (N, K), or that copy of them."""
         if (
             not 1 < _n_rows(x) <= FEW
+            or _is_passage(x)
             or torch.compiler.is_compiling()
             or weight.is_inference()  # which counts no changes
             or not has_onednn_order()
@@ -105,6 +110,16 @@ class Ordered:
 
     def __reduce__(self) -> tuple[type[Ordered], tuple[()]]:
         return Ordered, ()  # copies and pickles make their own of their weights
+
+
+def _is_passage(x: Tensor) -> bool:
+    """Whether x holds a few positions of one utterance, (1, T, K)."""
+    return x.ndim == 3 and len(x) == 1 and 1 < x.shape[1] <= FEW
+
+
+def _multiply_passage(x: Tensor, weight: Tensor, gelu: bool = False) -> Tensor:
+    """`linear` of a passage, as W X^T: 16 positions take oneDNN a quarter less time so."""
+    return linear(weight, x[0], None, gelu).T.contiguous()[None]
 
 
 def _n_rows(x: Tensor) -> int:

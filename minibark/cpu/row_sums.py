@@ -116,6 +116,34 @@ class RowSumCache:
         """See `Cache`."""
         return self.attention(q, k, v, self.layers[layer], self.operands, self.n_columns)
 
+    def begin_many(self, n: int) -> Tensor:
+        """Make room for n positions more in the only row; (n,) int64, which. ValueError: full."""
+        (first,) = self.lengths
+        if (last := first + n) > self.block_size:
+            raise ValueError(f"the cache has {self.block_size} positions, {last} are asked for")
+        self.lengths = [last]
+        self._unseen = torch.full((n, last), -torch.inf).triu_(first + 1)
+        return torch.arange(first, last)
+
+    def attend_many(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As `attend` for the positions of `begin_many`, (1, H, n, D): each sees none behind it."""
+        (last,), (place,), n = self.lengths, self.places, q.shape[2]
+        chunks = range((last - n) // self.chunk, -(-last // self.chunk))
+        keys, values = (table[layer, place] for table in self.tables)
+        values[:, last - n : last] = v[0]
+        for chunk in chunks:
+            begin = chunk * self.chunk
+            new = slice(max(last - n, begin), min(last, begin + self.chunk))
+            own, given = (slice(new.start - x, new.stop - x) for x in (begin, last - n))
+            keys[:, chunk, :, own] = k[0, :, given].mT
+        scores = (q[0] * q.shape[-1] ** -0.5)[:, None] @ keys[:, : chunks.stop]  # (H, F, n, CHUNK)
+        scores = scores.transpose(1, 2).flatten(2)[:, :, :last] + self._unseen
+        return torch.bmm(scores.softmax(-1), values[:, :last])[None]
+
+    def take_back(self, n: int) -> None:
+        """Forget the last n positions of the only row."""
+        self.lengths = [self.lengths[0] - n]
+
     def n_ahead(self) -> int:
         """How many steps may be begun before what the first of them writes is there."""
         return self.block_size

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..decoding import CachedDecoder, RandomStreams
 from ..model import GPT, Cache, KVCache
-from ..sampling import Sampling
+from ..sampling import Sampling, probabilities
 from .byte_sums import ByteCache
 from .int8 import MANY_ROWS
 from .row_sums import RowSumCache
@@ -54,6 +54,11 @@ class ScriptedDecoder(CachedDecoder):
         self._begin()
         return logits
 
+    def take_over(self, cache: Cache | None) -> None:
+        """Go on over a cache that something else has filled."""
+        self.cache = cache
+        self._begin()
+
     def decode_one(self, tokens: Tensor, ids: slice) -> Tensor:
         """See `Decoder`."""
         script = self._script_for(tokens, [ids])
@@ -76,14 +81,27 @@ class ScriptedDecoder(CachedDecoder):
         active: Sequence[Sequence[bool]],
     ) -> tuple[Tensor, Tensor]:
         """See `Decoder`."""
+        if any(own.start is None or own.stop is None for own in ids):
+            return super().take_steps(tokens, ids, sampling, streams, active)
+        noise = draw_ahead(len(ids), ids[0].stop - ids[0].start, sampling, streams, active)
+        return self.choose(tokens, ids, sampling, noise)
+
+    def choose(
+        self, tokens: Tensor, ids: Sequence[slice], sampling: Sampling, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `take_steps`, with the noise of `draw_ahead`."""
+        chosen, last_p = list[Tensor](), list[Tensor]()
         script, cache = self._script_for(tokens, ids), self.cache
         if script is None or cache is None:
-            return super().take_steps(tokens, ids, sampling, streams, active)
-        noise = _draw_ahead(len(ids), ids[0].stop - ids[0].start, sampling, streams, active)
+            for own, divisor in zip(ids, noise, strict=True):
+                p = probabilities(self.decode_one(tokens, own), sampling)
+                tokens = (p / divisor).argmax(-1) + own.start
+                chosen.append(tokens)
+                last_p.append(p[:, -1])
+            return torch.stack(chosen), torch.stack(last_p)
         # NumPy's numbers are none to TorchScript.
         numbers = (sampling.temperature, float), (sampling.top_k, int), (sampling.top_p, float)
         how = [number if number is None else kind(number) for number, kind in numbers]
-        chosen, last_p = list[Tensor](), list[Tensor]()
         done = 0
         while done < len(ids):
             now = ids[done : done + _n_ahead(cache)]
@@ -126,12 +144,12 @@ class ScriptedDecoder(CachedDecoder):
         return self._script
 
 
-def _draw_ahead(
+def draw_ahead(
     n: int, width: int, sampling: Sampling, streams: RandomStreams, active: Sequence[Sequence[bool]]
 ) -> Tensor:
-    """The noise (n, B, width) of n steps; empty where none is needed."""
+    """What n steps divide probabilities by: (n, B, width) noise, or 1 where nothing is drawn."""
     if sampling.greedy:
-        return torch.empty(0, dtype=torch.float32)
+        return torch.ones(n, 1, 1)
     streams.start_ahead(n, width)
     noise = torch.empty(n, len(active[0]), width, dtype=torch.float32)
     for step, rows in zip(noise, active, strict=True):

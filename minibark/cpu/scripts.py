@@ -83,7 +83,7 @@ class Steps(nn.Module):
             tables: as in `logits`.
             steps: each as in `logits`.
             firsts: the first id of each step.
-            noise: (n, B, V) by which probabilities are divided; empty where sampling is greedy.
+            noise: by which probabilities (B, V) are divided, one of the n after the other.
             temperature: of `Sampling`.
             top_k: of `Sampling`.
             top_p: of `Sampling`.
@@ -93,8 +93,7 @@ class Steps(nn.Module):
             logits = self.logits(tokens, floats, tables, step)
             probs = distribution(logits, temperature, top_k, top_p)
             last_p.append(probs[:, -1])
-            scores = probs / noise[i] if noise.numel() > 0 else probs
-            tokens = scores.argmax(-1) + firsts[i]
+            tokens = (probs / noise[i]).argmax(-1) + firsts[i]
             chosen.append(tokens)
         return torch.stack(chosen), torch.stack(last_p)
 

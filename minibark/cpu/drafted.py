@@ -1,0 +1,179 @@
+"""Steps in float32 that are drafted in int8: the tokens of float32, in half the time.
+
+A step reads every weight for one position, and is bound by that. So an int8 copy of the model,
+which has a quarter to read, takes several steps first, with the noise that float32's would have.
+Then one pass in float32 over these positions, which reads the weights once, tells what float32
+chooses behind each:
+
+    newest token   t0
+    drafted        t0 -> d1 -> d2 -> d3 -> d4
+    one pass       t0 -> e1    d1 -> e2    d2 -> e3    d3 -> e4    d4 -> e5
+
+e1 is right whatever was drafted, e2 if d1 = e1, and so on up to the first draft that differs; from
+there it starts again. Since both divide by the same noise, they differ once in a hundred steps or
+so, not as often as two draws would. What the draft is like changes how long it takes, and nothing
+else.
+
+Source: Leviathan, Kalman, Matias, "Fast Inference from Transformers via Speculative Decoding",
+2023; there a draft is accepted at random, so that the distribution is kept. Here tokens are.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.shapes import empty_module
+from ..decoding import RandomStreams
+from ..model import GPT, Cache, KVCache
+from ..sampling import Sampling, probabilities
+from . import abilities
+from .reduce import reduce
+from .row_sums import RowSumCache
+from .scriptable import parts_of
+from .scripted import AT_ONCE, ScriptedDecoder, draw_ahead
+
+DRAFTED = 16  # steps of a row in one pass; a pass over 16 positions takes little more than over 8
+LEAST_GAIN = 2  # times that int8's products must be faster than float32's
+LEAST_RIGHT = 0.5  # share of a decoder's drafts that must be right, or it goes on without
+
+_DRAFTS: weakref.WeakKeyDictionary[GPT, GPT | None] = weakref.WeakKeyDictionary()
+_DRAFTING = threading.Lock()
+
+
+class DraftedDecoder(ScriptedDecoder):
+    """A `ScriptedDecoder` of a float32 model that drafts the steps of single rows.
+
+    Rows of a batch share what is read anyway, and take their steps without drafts.
+    """
+
+    def __init__(
+        self, model: GPT, n_merged: int = 0, new_cache: Callable[[GPT, int], Cache] = KVCache
+    ) -> None:
+        super().__init__(model, n_merged, new_cache)
+        self._drafter: ScriptedDecoder | None = None
+        self._n_drafted = self._n_right = 0
+
+    def keep(self, rows: list[int]) -> bool:
+        """See `Decoder`."""
+        kept = super().keep(rows)
+        self._look_for_draft()
+        return kept
+
+    def join(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
+        """See `Decoder`."""
+        logits = super().join(prompts, ids)
+        self._n_drafted = self._n_right = 0
+        self._look_for_draft()
+        return logits
+
+    def take_steps(
+        self,
+        tokens: Tensor,
+        ids: Sequence[slice],
+        sampling: Sampling,
+        streams: RandomStreams,
+        active: Sequence[Sequence[bool]],
+    ) -> tuple[Tensor, Tensor]:
+        """See `Decoder`."""
+        if self._drafter is None or len(ids) == 1 or any(None in (x.start, x.stop) for x in ids):
+            return super().take_steps(tokens, ids, sampling, streams, active)
+        noise = draw_ahead(len(ids), ids[0].stop - ids[0].start, sampling, streams, active)
+        chosen, last_p = list[Tensor](), list[Tensor]()
+        done = 0
+        while done < len(ids):
+            now = slice(done, done + DRAFTED)
+            made, p = self._draft_and_check(tokens, ids[now], sampling, noise[now])
+            tokens, done = made[-1], done + len(made)
+            chosen.append(made)
+            last_p.append(p)
+        if self._n_right < LEAST_RIGHT * self._n_drafted:
+            self._go_without()
+        return torch.cat(chosen), torch.cat(last_p)
+
+    def _draft_and_check(
+        self, tokens: Tensor, ids: Sequence[slice], sampling: Sampling, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One or more of the first steps: tokens (m, 1) and the last id's probability (m, 1)."""
+        n, cache, drafter = len(ids), self.cache, self._drafter
+        assert isinstance(cache, RowSumCache) and drafter is not None
+        given = tokens
+        if n > 1:
+            drafted, _ = drafter.choose(tokens, ids[:-1], sampling, noise[:-1])
+            cache.take_back(n - 1)
+            given = torch.cat((tokens, drafted[:, 0]))
+        p = probabilities(self._pass(given, ids), sampling)
+        chosen = (p / noise[:, 0]).argmax(-1) + torch.tensor([own.start for own in ids])
+        is_right = (chosen[:-1] == given[1:]).cumprod(0)
+        n_right = int(is_right.sum())
+        self._n_drafted, self._n_right = self._n_drafted + n - 1, self._n_right + n_right
+        cache.take_back(n - 1 - n_right)
+        return chosen[: n_right + 1, None], p[: n_right + 1, -1:]
+
+    def _pass(self, tokens: Tensor, ids: Sequence[slice]) -> Tensor:
+        """Append tokens (n,) to the only row; logits (n, V) behind each, of its ids."""
+        model, cache = self.model, self.cache
+        assert isinstance(cache, RowSumCache)
+        positions = cache.begin_many(len(tokens))
+        x = (model.transformer.wte(tokens) + model.transformer.wpe.weight[positions])[None]
+        for layer, block in enumerate(model.transformer.blocks):
+            x = block(x, partial(cache.attend_many, layer))
+        x = model.transformer.ln_f(x)
+        logits = torch.empty(len(tokens), ids[0].stop - ids[0].start)
+        for own in {(one.start, one.stop) for one in ids}:
+            at = [step for step, one in enumerate(ids) if (one.start, one.stop) == own]
+            logits[at] = model.lm_head(x[:, at], slice(*own))[0].float()
+        return logits
+
+    def _look_for_draft(self) -> None:
+        self._go_without()
+        # Not for a model with hooks and the like, which are to see step after step.
+        is_plain = type(self.cache) is RowSumCache and parts_of(self.model)
+        draft = draft_of(self.model) if self.n_rows == 1 and is_plain else None
+        if draft is not None:
+            self._drafter = ScriptedDecoder(draft, 0, self.new_cache)
+            self._drafter.take_over(self.cache)
+            self.steps_at_once = DRAFTED
+
+    def _go_without(self) -> None:
+        self._drafter, self.steps_at_once = None, AT_ONCE
+
+
+def draft_of(model: GPT) -> GPT | None:
+    """The int8 copy that drafts a float32 model's steps, made when first asked for.
+
+    None where int8 is not fast enough here to be worth it.
+    """
+    with _DRAFTING:
+        if model not in _DRAFTS:
+            _DRAFTS[model] = _make_draft(model)
+        return _DRAFTS[model]
+
+
+@torch.inference_mode()
+def _make_draft(model: GPT) -> GPT | None:
+    if not abilities.has_int8_linear():
+        return None
+    draft = empty_module("coarse", model.config)
+    assert isinstance(draft, GPT)
+    reduce(draft, model.state_dict(), "int8")
+    abilities.give_memory_back()
+    draft.eval().requires_grad_(False)
+    return draft if LEAST_GAIN * _product_s(draft) < _product_s(model) else None
+
+
+def _product_s(model: GPT) -> float:
+    """Seconds of a step's products: measured, since they are the processor's and the memory's."""
+    x, taken = torch.zeros(1, 1, model.config.n_embd), []
+    for _ in range(3):
+        start = time.perf_counter()
+        for block in model.transformer.blocks:
+            block.mlp(block.attn.c_proj(block.attn.c_attn(x)[..., : x.shape[-1]].float()).float())
+        taken.append(time.perf_counter() - start)
+    return min(taken)

@@ -1,0 +1,359 @@
+"""Drafted steps: float32's tokens, whatever the draft is like."""
+
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import minibark
+from minibark import fast
+from minibark.config import GPTConfig
+from minibark.cpu import abilities, cache, drafted, float32, row_sums, scripted
+from minibark.cpu.drafted import DRAFTED, DraftedDecoder
+from minibark.cpu.row_sums import RowSumCache
+from minibark.decoding import CachedDecoder, RandomStreams, UncachedDecoder
+from minibark.model import GPT, KVCache
+from minibark.sampling import Sampling
+
+CPU = torch.device("cpu")
+SAMPLINGS = [
+    Sampling(0.7),
+    Sampling(0),
+    Sampling(1.2, top_k=5),
+    Sampling(np.float32(0.9), top_k=np.int64(50), top_p=np.float32(0.6)),
+]
+BOTH_HEADS = [slice(3, 43), slice(43, 83)]
+
+pytestmark = pytest.mark.skipif(
+    not abilities.has_int8_linear() or not abilities.has_byte_sums(),
+    reason="this torch has no int8 products, or no sums of rows",
+)
+
+
+@pytest.fixture(autouse=True)
+def short_chunks_and_drafts_always(monkeypatch):
+    monkeypatch.setattr(row_sums, "CHUNK", 8)
+    monkeypatch.setattr(scripted, "PAYS_AFTER", {})
+    monkeypatch.setattr(drafted, "LEAST_GAIN", 0)
+    monkeypatch.setattr(drafted, "LEAST_RIGHT", 0)
+
+
+def random_model(seed=3, **changes):
+    torch.manual_seed(seed)
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 90}
+    model = GPT(GPTConfig(input_vocab_size=100, output_vocab_size=96, **(shape | changes)))
+    for weight in model.requires_grad_(False).parameters():
+        weight.mul_(4)
+    return model.eval()
+
+
+def dressed(small=True, **changes):
+    """A model with the products of small matrices, or with those of large ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(float32, "SMALL", float32.SMALL if small else 0)
+        model = random_model(**changes)
+        float32.dress(model)
+    return model
+
+
+def drafting(model):
+    return DraftedDecoder(model, 0, RowSumCache)
+
+
+def ids_of(n, first=0):
+    return [BOTH_HEADS[step % 2] for step in range(first, first + n)]
+
+
+@torch.inference_mode()
+def take(decoder, sampling, parts=(16, 1, 5, 30), prompt=11, seed=0):
+    """Tokens, the last ids' probabilities, and where the stream then is; some draws given back."""
+    generator = torch.Generator().manual_seed(seed)
+    streams = RandomStreams([generator], CPU)
+    decoder.prefill([torch.arange(prompt)], BOTH_HEADS[1])
+    tokens, made, done = torch.tensor([1]), [], 0
+    for n in parts:
+        ids = ids_of(n, done)
+        made.append(decoder.take_steps(tokens, ids, sampling, streams, [[True]] * n))
+        tokens, done = made[-1][0][-1], done + n
+    if parts[-1] > 3:
+        streams.give_back(0, 3)
+    chosen, last_p = (torch.cat(part) for part in zip(*made, strict=True))
+    return chosen, last_p, generator.get_state()
+
+
+def is_drafting(decoder):
+    return decoder._drafter is not None
+
+
+def same(ours, plain):
+    assert torch.equal(ours[0], plain[0])
+    torch.testing.assert_close(ours[1], plain[1], rtol=1e-3, atol=1e-5)
+    assert torch.equal(ours[2], plain[2])
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_tokens_are_those_of_the_specification(sampling, small):
+    model = dressed(small)
+    for seed in range(5):
+        decoder = drafting(model)
+        ours = take(decoder, sampling, seed=seed)
+        assert is_drafting(decoder) and decoder._n_drafted >= 15 + 4 + 15
+        same(ours, take(UncachedDecoder(model), sampling, seed=seed))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_draft_that_is_always_wrong_changes_nothing_but_the_time(sampling, monkeypatch):
+    model, other = dressed(), drafted.draft_of(dressed(seed=8))
+    monkeypatch.setitem(drafted._DRAFTS, model, other)
+    decoder = drafting(model)
+    same(take(decoder, sampling), take(CachedDecoder(model), sampling))
+    assert decoder._n_right < 0.2 * decoder._n_drafted
+    with torch.inference_mode():  # the cache holds what it would, and not what was drafted
+        plain = CachedDecoder(model)
+        take(plain, sampling)
+        logits = [one.decode_one(torch.tensor([5]), BOTH_HEADS[0]) for one in (decoder, plain)]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_draft_that_is_mostly_wrong_is_given_up(monkeypatch):
+    monkeypatch.setattr(drafted, "LEAST_RIGHT", 0.5)
+    model = dressed()
+    monkeypatch.setitem(drafted._DRAFTS, model, drafted.draft_of(dressed(seed=8)))
+    decoder = drafting(model)
+    same(take(decoder, Sampling()), take(CachedDecoder(model), Sampling()))
+    assert not is_drafting(decoder) and decoder.steps_at_once == scripted.AT_ONCE
+    with torch.inference_mode():
+        decoder.prefill([torch.arange(4)], BOTH_HEADS[0])
+    assert is_drafting(decoder) and decoder.steps_at_once == DRAFTED
+
+
+def test_a_draft_that_is_always_right_needs_one_pass_a_piece(monkeypatch):
+    model = dressed()
+    monkeypatch.setitem(drafted._DRAFTS, model, model)
+    decoder, lengths = drafting(model), []
+    whole = decoder._pass
+    monkeypatch.setattr(
+        decoder, "_pass", lambda tokens, ids: lengths.append(len(ids)) or whole(tokens, ids)
+    )
+    same(take(decoder, Sampling()), take(CachedDecoder(model), Sampling()))
+    assert lengths == [16, 5, 16, 14]
+
+
+def test_a_wrong_draft_costs_what_is_behind_it(monkeypatch):
+    """The first draft that differs is replaced by what float32 chose there, and is not lost."""
+    model = dressed()
+    monkeypatch.setitem(drafted._DRAFTS, model, model)
+    decoder, asked = drafting(model), []
+    begin = decoder._look_for_draft
+
+    def spoil():
+        begin()
+        drafter = decoder._drafter
+        right = drafter.choose
+
+        def choose(tokens, ids, sampling, noise):
+            chosen, p = right(tokens, ids, sampling, noise)
+            asked.append(len(ids))
+            if len(asked) == 1:
+                chosen[6] = (chosen[6] + 1) % 40
+            return chosen, p
+
+        drafter.choose = choose
+
+    decoder._look_for_draft = spoil
+    same(
+        take(decoder, Sampling(), parts=(16,)),
+        take(CachedDecoder(model), Sampling(), parts=(16,)),
+    )
+    assert asked == [15, 8]  # seven steps are right, the seventh by float32's own choice
+    assert decoder._n_right == 6 + 8
+
+
+def test_up_to_the_last_position_of_the_model():
+    model = dressed()
+    decoder = drafting(model)
+    same(
+        take(decoder, Sampling(), parts=(40, 39), prompt=11),
+        take(UncachedDecoder(model), Sampling(), parts=(40, 39), prompt=11),
+    )
+    assert decoder.cache.lengths == [90]
+    with pytest.raises(ValueError, match="90 positions"):
+        take(drafting(model), Sampling(), parts=(80,), prompt=11)
+    with pytest.raises(ValueError, match="90 positions, 91 are asked for"):
+        decoder.cache.begin_many(1)
+
+
+@torch.inference_mode()
+def test_rows_of_a_batch_take_their_steps_without_and_a_row_that_is_left_with_drafts():
+    model = dressed()
+    made = []
+    for decoder in (drafting(model), CachedDecoder(model, 0, RowSumCache)):
+        streams = [torch.Generator().manual_seed(row) for row in range(3)]
+        decoder.prefill([torch.arange(9)], BOTH_HEADS[0])
+        was = [getattr(decoder, "_drafter", None) is not None]
+        decoder.join([torch.arange(5), torch.arange(14)], BOTH_HEADS[0])
+        was.append(getattr(decoder, "_drafter", None) is not None)
+        first, _ = decoder.take_steps(
+            torch.tensor([1, 2, 3]),
+            ids_of(8),
+            Sampling(),
+            RandomStreams(streams, CPU),
+            [[1] * 3] * 8,
+        )
+        decoder.keep([2])
+        was.append(getattr(decoder, "_drafter", None) is not None)
+        then, _ = decoder.take_steps(
+            first[-1, 2:], ids_of(20), Sampling(), RandomStreams(streams[2:], CPU), [[1]] * 20
+        )
+        made.append((first, then))
+        if isinstance(decoder, DraftedDecoder):
+            assert was == [True, False, True]
+    assert all(torch.equal(*pair) for pair in zip(*made, strict=True))
+
+
+def test_a_new_prompt_begins_anew():
+    model = dressed()
+    decoder = drafting(model)
+    take(decoder, Sampling(), seed=4)
+    same(take(decoder, Sampling(), seed=5), take(CachedDecoder(model), Sampling(), seed=5))
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_weights_that_change_are_seen_though_the_draft_has_the_old_ones(small):
+    model = dressed(small)
+    take(drafting(model), Sampling())
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight.mul_(-1)
+    same(take(drafting(model), Sampling()), take(CachedDecoder(model), Sampling()))
+
+
+def test_hooks_see_step_after_step():
+    model = dressed()
+    shapes = []
+    model.transformer.h[0].register_forward_hook(lambda _, __, out: shapes.append(out.shape[1]))
+    decoder = drafting(model)
+    take(decoder, Sampling(), parts=(9,))
+    assert not is_drafting(decoder) and shapes == [11] + [1] * 9
+
+
+@torch.inference_mode()
+def test_many_positions_at_once_are_those_one_by_one():
+    model = dressed()
+    torch.manual_seed(0)
+    caches = [RowSumCache(model, 0) for _ in range(2)]
+    prompt = torch.randn(2, 1, 2, 13, 32)
+    q, k, v = torch.randn(3, 1, 2, 20, 32)
+    for one in caches:
+        one.keep([], 1)
+        one.write_prompt(0, 1, *prompt)
+    singly = []
+    for t in range(20):
+        assert caches[0].begin_step().tolist() == [13 + t]
+        singly.append(caches[0].attend(1, *(x[:, :, t : t + 1].contiguous() for x in (q, k, v))))
+    assert caches[1].begin_many(20).tolist() == list(range(13, 33))
+    together = caches[1].attend_many(1, q, k, v)
+    torch.testing.assert_close(together, torch.cat(singly, 2))
+    # What is taken back is as if it had never been.
+    caches[1].take_back(15)
+    assert caches[1].begin_many(15).tolist() == list(range(18, 33))
+    again = caches[1].attend_many(1, *(x[:, :, 5:] for x in (q, k, v)))
+    torch.testing.assert_close(again, together[:, :, 5:])
+    assert all(torch.equal(*step) for step in [[one.begin_step() for one in caches]])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_passage_is_multiplied_as_rows_are_and_without_a_copy(gelu, bias):
+    plain = nn.Linear(48, 80, bias=bias).requires_grad_(False)
+    ours = float32.OneDNNLinear(plain)
+    ours.gelu = gelu
+    for n in (1, 2, 17, 64, 65):
+        x = torch.randn(1, n, 48)
+        expected = nn.functional.gelu(plain(x)) if gelu else plain(x)
+        given = ours(x)
+        assert given.is_contiguous() and given.shape == expected.shape
+        torch.testing.assert_close(given, expected)
+    assert not ours._ordered.made
+    ours(torch.randn(2, 1, 48))  # a batch has one, as ever
+    assert ours._ordered.made
+
+
+def test_an_utterance_leaves_no_second_float32_copy():
+    model = dressed(small=False)
+    take(drafting(model), Sampling())
+    products = [one for one in model.modules() if isinstance(one, float32.OneDNNLinear)]
+    assert len(products) == 9 and not any(one._ordered.made for one in products)
+
+
+def test_a_draft_is_made_once_and_goes_with_its_model():
+    model, found = dressed(), []
+    with ThreadPoolExecutor(4) as pool:
+        found += pool.map(drafted.draft_of, [model] * 4)
+    assert len(found) == 4 and len({id(draft) for draft in found}) == 1
+    seen = weakref.ref(found[0])
+    found.clear()
+    del model
+    gc.collect()
+    assert seen() is None
+
+
+def test_no_draft_where_int8_is_not_faster_or_not_there(monkeypatch):
+    monkeypatch.setattr(drafted, "LEAST_GAIN", 1e9)
+    assert drafted.draft_of(dressed()) is None
+    monkeypatch.setattr(drafted, "LEAST_GAIN", 0)
+    monkeypatch.setattr(abilities, "has_int8_linear", lambda: False)
+    model = dressed()
+    assert drafted.draft_of(model) is None
+    decoder = drafting(model)
+    same(take(decoder, Sampling()), take(CachedDecoder(model), Sampling()))
+    assert not is_drafting(decoder)
+
+
+def test_a_cache_by_positions_is_not_drafted_over():
+    decoder = DraftedDecoder(dressed(), 0, KVCache)
+    take(decoder, Sampling(), parts=(9,))
+    assert not is_drafting(decoder)
+
+
+def test_float32_on_a_cpu_is_drafted_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(cache, "LEAST_EMBD", 1)
+    for precision in ("float32", "bfloat16", "int8"):
+        choice = fast.choose("cpu", precision)
+        with torch.inference_mode():
+            decoder = fast.decoder(dressed(), 0, choice)
+            decoder.prefill([torch.arange(5)], BOTH_HEADS[0])
+        assert isinstance(decoder, DraftedDecoder) == (precision == "float32")
+        if precision == "float32":
+            assert is_drafting(decoder)
+
+
+def test_a_clip_is_the_same_with_and_without(monkeypatch):
+    """Of the voice in the box: its loops, ends and windows, by chance drawn and greedy."""
+    bark = minibark.Bark.from_pretrained("tiny", device="cpu")
+    options = [{"seed": 3}, {"seed": 4, "voice": "female"}, {"seed": 5, "temperature": 0.0}]
+    text = "The clocks were striking thirteen."
+    plain = [bark.generate_voice(text, **one, max_duration_s=3) for one in options]
+    rounds = []
+    check = DraftedDecoder._draft_and_check
+
+    def counted(self, tokens, ids, sampling, noise):
+        made = check(self, tokens, ids, sampling, noise)
+        rounds.append((len(ids), len(made[0])))
+        return made
+
+    monkeypatch.setattr(cache, "LEAST_EMBD", 1)
+    monkeypatch.setattr(DraftedDecoder, "_draft_and_check", counted)
+    for one, expected in zip(options, plain, strict=True):
+        made = bark.generate_voice(text, **one, max_duration_s=3)
+        assert all(
+            torch.equal(getattr(made, part), getattr(expected, part))
+            for part in ("semantic", "coarse", "fine")
+        )
+    n_asked, n_made = (sum(counts) for counts in zip(*rounds, strict=True))
+    assert len(rounds) > 50 and n_made > 0.8 * n_asked
