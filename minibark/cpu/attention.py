@@ -43,14 +43,15 @@ def causal_by_block(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype = torch.
     if n <= BLOCK:
         return causal_attention(q.float(), k.float(), v.float())
     out = torch.empty_like(q, dtype=torch.float32)
-    scaled = (q * q.shape[-1] ** -0.5, k, v)
-    q, k, v = (x.to(dtype).contiguous() for x in scaled)
+    # Transposed whole: `bmm` would copy each block's keys, column by column.
+    q, k, v = (x.to(dtype).contiguous() for x in (q, k.mT, v))
+    q = q * q.shape[-1] ** -0.5
     hidden = q.new_full((BLOCK, BLOCK), -torch.inf).triu_(1)
     for b in range(q.shape[0]):
         for first in range(0, n, BLOCK):
             last = min(first + BLOCK, n)
             # By `bmm`, since `matmul` copies what is part of a tensor first.
-            scores = torch.bmm(q[b, :, first:last], k[b, :, :last].transpose(1, 2))
+            scores = torch.bmm(q[b, :, first:last], k[b, :, :, :last])
             scores[..., first:] += hidden[: last - first, : last - first]
             out[b, :, first:last] = torch.bmm(scores.softmax(-1), v[b, :, :last])
     return out
