@@ -42,6 +42,8 @@ from torch import Tensor
 import minibark
 from minibark import fast
 from minibark.config import GenerationConfig
+from minibark.cpu.cache import new_cache
+from minibark.cpu.scripted import ScriptedDecoder
 from minibark.decoding import Decoder, RandomStreams
 from minibark.model import GPT, FineGPT, KVCache
 from minibark.precision import BACKENDS, PRECISIONS, is_reduced
@@ -49,7 +51,7 @@ from minibark.sampling import Sampling
 
 WINDOW = 887  # positions that a coarse window with a full voice starts with
 TEXT = 382  # positions of the semantic stage halfway through a clip of 5 s
-WAYS = (*BACKENDS, "compile")
+WAYS = (*BACKENDS, "undrafted", "compile")
 
 
 def decoder_of(way: str, bark: minibark.Bark, stage: str) -> Decoder:
@@ -66,17 +68,17 @@ def decoder_of(way: str, bark: minibark.Bark, stage: str) -> Decoder:
             raise minibark.BackendError("torch.compile does not know packed weights")
         on_gpu = bark.device.type == "cuda"
         return CompiledDecoder(model, n_merged, mode="reduce-overhead" if on_gpu else "default")
-    choice = fast.choose(bark.device, bark.precision, way)
-    return fast.decoder(model, n_merged, choice)
+    if way == "undrafted":
+        return ScriptedDecoder(model, n_merged, partial(new_cache, precision=bark.precision))
+    return fast.decoder(model, n_merged, fast.choose(bark.device, bark.precision, way))
 
 
 def window_of(stage: str, g: GenerationConfig, n: int) -> tuple[int, list[slice]]:
     """Positions in front of n steps, and the ids that each chooses from."""
     if stage == "semantic":
         return TEXT, [slice(0, g.semantic_vocab_size)] * n
-    firsts = [g.semantic_vocab_size + k * g.codebook_size for k in range(g.n_coarse_codebooks)]
-    starts = list(itertools.islice(itertools.cycle(firsts), n))
-    return WINDOW, [slice(first, first + g.codebook_size) for first in starts]
+    start, size, k = g.semantic_vocab_size, g.codebook_size, g.n_coarse_codebooks
+    return WINDOW, [slice(x, x + size) for x in (start + i % k * size for i in range(n))]
 
 
 @torch.inference_mode()
@@ -225,14 +227,12 @@ def parse_arguments() -> argparse.Namespace:
         epilog="of limit: bytes of weights over time and the memory's bandwidth, or operations "
         "over time and the rate of torch's own product; x first: over the first number of rows.",
     )
-    precision = {"choices": PRECISIONS}
-    add_options(
-        parser, "model precision device threads repeats warmup seed json", precision=precision
-    )
+    options = "model precision device threads repeats warmup seed json"
+    add_options(parser, options, precision={"choices": PRECISIONS})
     add = parser.add_argument
     add("--ways", nargs="+", choices=WAYS, default=["torch"], metavar="WAY",
-        help="what takes the steps: torch, triton; compile: torch.compile of the plain step over a "
-        "static cache, reduce-overhead on a GPU (default: torch)")  # fmt: skip
+        help="what takes the steps: torch, triton; undrafted: one a pass in float32 on a CPU too; "
+        "compile: torch.compile of the plain step over a static cache (torch)")  # fmt: skip
     add("--steps", type=positive, default=60, metavar="N", help="at a time (%(default)s)")
     add("--rows", type=positive, nargs="*", default=[1], metavar="B", help="at once (1)")
     return parse(parser)
