@@ -19,7 +19,7 @@ from .checkpoint.tensors import State
 from .config import BarkConfig
 from .cpu import float32, reduce
 from .cpu.abilities import give_memory_back
-from .cpu.cache import new_cache
+from .cpu.cache import new_cache, pays
 from .cpu.drafted import DraftedDecoder
 from .cpu.passes import RowByRow
 from .cpu.scripted import ScriptedDecoder
@@ -145,7 +145,8 @@ def decoder(model: GPT, n_merged: int, choice: Choice) -> Decoder:
     if not choice.records:
         kind = CachedDecoder
         if choice.device.type == "cpu":
-            kind = DraftedDecoder if choice.precision == "float32" else ScriptedDecoder
+            is_drafted = choice.precision == "float32" and pays(model)
+            kind = DraftedDecoder if is_drafted else ScriptedDecoder
         return kind(model, n_merged, partial(new_cache, precision=choice.precision))
     from .gpu.decoder import GraphDecoder
 

@@ -36,7 +36,7 @@ needs_all = pytest.mark.skipif(
 # Products of 2 layers of 4; those of 512 x 512 are small.
 CAUSAL = {
     "float32": "products 6 OneDNNLinear + 2 SmallLinear; attention 2 causal_attention; "
-    "table Embedding; head OneDNNHead; decoder ScriptedDecoder, cache RowSumCache",
+    "table Embedding; head OneDNNHead; decoder DraftedDecoder, cache RowSumCache",
     "float16": "products 8 Linear16; attention 2 causal_by_block; "
     "table ReducedTable; head ReducedHead; decoder ScriptedDecoder, cache RowSumCache",
     "int8": "products 8 Int8Linear; attention 2 causal_by_block; "
