@@ -14,9 +14,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 hello: $(VENV)/installed
 	$(BIN)/minibark say "Hello, my name is Bark." --model tiny --seed 0 -o hello.wav
 
-# A worker a core, each on one thread.
+# A worker a core, each on one thread; what stands together in a file shares what it sets up.
 test: $(VENV)/installed-test lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 test-cluster: $(VENV)/installed-cluster
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "cluster and not torture" tests/test_cluster.py

@@ -71,6 +71,7 @@ def test_there_are_at_most_fourteen_files() -> None:
     assert sum(len(path.read_text().splitlines()) for path in files) <= 3500
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_names_the_options_and_the_json_line(script: str) -> None:
     done = run(script, "--help")

@@ -115,6 +115,7 @@ def test_dev_stdout_is_standard_output(model, tmp_path):
     assert (tmp_path / "a.wav").read_bytes() == b"before" + out
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(
     ("args", "stdin", "words"),
     [

@@ -348,6 +348,7 @@ class Dying(Bark):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize(
     ("kind", "why"),
     [(Odd, "this and that"), (Closed, "cannot be handed over"), (Dying, "it was killed")],
@@ -388,6 +389,7 @@ def test_a_group_s_signal_lets_a_server_finish(end):
     assert not any("has ended" in line for line in server.said)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_server_of_two_processes(end):
     body = {"input": "Hello there.", "seed": 3, "max_duration_s": 0.3, "response_format": "pcm"}

@@ -241,6 +241,7 @@ def test_audio_is_written_whatever_is_closed(tmp_path):
     assert (tmp_path / "a.wav").stat().st_size > 44
 
 
+@pytest.mark.thinned
 @linux
 @pytest.mark.parametrize(
     ("line", "status", "words"),

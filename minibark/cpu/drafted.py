@@ -39,7 +39,9 @@ from .row_sums import RowSumCache
 from .scriptable import parts_of
 from .scripted import AT_ONCE, ScriptedDecoder, draw_ahead
 
-DRAFTED = 16  # steps of a row in one pass; a pass over 16 positions takes little more than over 8
+# Steps in one pass, by how many rows there are: over 16 positions it takes little more than over 8.
+# Three rows gain nothing: they share what is read anyway, and a draft is wrong in one more often.
+DRAFTED = {1: 16, 2: 8}
 LEAST_GAIN = 2  # times that int8's products must be faster than float32's
 LEAST_RIGHT = 0.5  # share of a decoder's drafts that must be right, or it goes on without
 
@@ -48,9 +50,9 @@ _DRAFTING = threading.Lock()
 
 
 class DraftedDecoder(ScriptedDecoder):
-    """A `ScriptedDecoder` of a float32 model that drafts the steps of single rows.
+    """A `ScriptedDecoder` of a float32 model that drafts the steps of one or two rows.
 
-    Rows of a batch share what is read anyway, and take their steps without drafts.
+    Drafts of a step are right if they are in every row, so that rows stay side by side.
     """
 
     def __init__(
@@ -88,8 +90,8 @@ class DraftedDecoder(ScriptedDecoder):
         chosen, last_p = list[Tensor](), list[Tensor]()
         done = 0
         while done < len(ids):
-            now = slice(done, done + DRAFTED)
-            made, p = self._draft_and_check(tokens, ids[now], sampling, noise[now])
+            now = slice(done, done + DRAFTED[self.n_rows])
+            made, p = self._draft_and_check(tokens, ids[now], sampling, noise[now], active[now])
             tokens, done = made[-1], done + len(made)
             chosen.append(made)
             last_p.append(p)
@@ -98,48 +100,53 @@ class DraftedDecoder(ScriptedDecoder):
         return torch.cat(chosen), torch.cat(last_p)
 
     def _draft_and_check(
-        self, tokens: Tensor, ids: Sequence[slice], sampling: Sampling, noise: Tensor
+        self,
+        tokens: Tensor,
+        ids: Sequence[slice],
+        sampling: Sampling,
+        noise: Tensor,
+        active: Sequence[Sequence[bool]],
     ) -> tuple[Tensor, Tensor]:
-        """One or more of the first steps: tokens (m, 1) and the last id's probability (m, 1)."""
+        """One or more of the first steps: tokens (m, B) and the last id's probability (m, B)."""
         n, cache, drafter = len(ids), self.cache, self._drafter
         assert isinstance(cache, RowSumCache) and drafter is not None
-        given = tokens
+        given = tokens[None]
         if n > 1:
             drafted, _ = drafter.choose(tokens, ids[:-1], sampling, noise[:-1])
             cache.take_back(n - 1)
-            given = torch.cat((tokens, drafted[:, 0]))
-        p = probabilities(self._pass(given, ids), sampling)
-        chosen = (p / noise[:, 0]).argmax(-1) + torch.tensor([own.start for own in ids])
-        is_right = (chosen[:-1] == given[1:]).cumprod(0)
-        n_right = int(is_right.sum())
+            given = torch.cat((given, drafted))
+        p = probabilities(self._pass(given, ids), sampling)  # (n, B, V)
+        chosen = (p / noise).argmax(-1) + torch.tensor([[own.start] for own in ids])
+        is_right = (chosen[:-1] == given[1:]) | ~torch.tensor(active, dtype=torch.bool)[:-1]
+        n_right = int(is_right.all(1).cumprod(0).sum())
         self._n_drafted, self._n_right = self._n_drafted + n - 1, self._n_right + n_right
         cache.take_back(n - 1 - n_right)
-        return chosen[: n_right + 1, None], p[: n_right + 1, -1:]
+        return chosen[: n_right + 1], p[: n_right + 1, :, -1]
 
     def _pass(self, tokens: Tensor, ids: Sequence[slice]) -> Tensor:
-        """Append tokens (n,) to the only row; logits (n, V) behind each, of its ids."""
+        """Append tokens (n, B) to the rows; logits (n, B, V) behind each, of its ids."""
         model, cache = self.model, self.cache
         assert isinstance(cache, RowSumCache)
         positions = cache.begin_many(len(tokens))
-        x = (model.transformer.wte(tokens) + model.transformer.wpe.weight[positions])[None]
+        x = model.transformer.wte(tokens.T) + model.transformer.wpe.weight[positions]  # (B, n, C)
         for layer, block in enumerate(model.transformer.blocks):
             x = block(x, partial(cache.attend_many, layer))
         x = model.transformer.ln_f(x)
-        logits = torch.empty(len(tokens), ids[0].stop - ids[0].start)
+        logits = torch.empty(*tokens.shape, ids[0].stop - ids[0].start)
         for own in {(one.start, one.stop) for one in ids}:
             at = [step for step, one in enumerate(ids) if (one.start, one.stop) == own]
-            logits[at] = model.lm_head(x[:, at], slice(*own))[0].float()
+            logits[at] = model.lm_head(x[:, at], slice(*own)).float().transpose(0, 1)
         return logits
 
     def _look_for_draft(self) -> None:
         self._go_without()
         # Not for a model with hooks and the like, which are to see step after step.
         is_plain = type(self.cache) is RowSumCache and parts_of(self.model)
-        draft = draft_of(self.model) if self.n_rows == 1 and is_plain else None
+        draft = draft_of(self.model) if self.n_rows in DRAFTED and is_plain else None
         if draft is not None:
             self._drafter = ScriptedDecoder(draft, 0, self.new_cache)
             self._drafter.take_over(self.cache)
-            self.steps_at_once = DRAFTED
+            self.steps_at_once = DRAFTED[self.n_rows]
 
     def _go_without(self) -> None:
         self._drafter, self.steps_at_once = None, AT_ONCE

@@ -117,32 +117,38 @@ class RowSumCache:
         return self.attention(q, k, v, self.layers[layer], self.operands, self.n_columns)
 
     def begin_many(self, n: int) -> Tensor:
-        """Make room for n positions more in the only row; (n,) int64, which. ValueError: full."""
-        (first,) = self.lengths
-        if (last := first + n) > self.block_size:
-            raise ValueError(f"the cache has {self.block_size} positions, {last} are asked for")
-        self.lengths = [last]
-        self._unseen = torch.full((n, last), -torch.inf).triu_(first + 1)
-        return torch.arange(first, last)
+        """Make room for n positions more in every row; (B, n) int64, which. ValueError: full."""
+        if max(self.lengths) + n > self.block_size:
+            raise ValueError(f"the cache has {self.block_size} positions, {n} more are asked for")
+        positions = torch.tensor(self.lengths)[:, None] + torch.arange(n)
+        self.lengths = [length + n for length in self.lengths]
+        return positions
 
     def attend_many(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """As `attend` for the positions of `begin_many`, (1, H, n, D): each sees none behind it."""
-        (last,), (place,), n = self.lengths, self.places, q.shape[2]
-        chunks = range((last - n) // self.chunk, -(-last // self.chunk))
+        """As `attend` for the positions of `begin_many`, (B, H, n, D): each sees none behind it."""
+        rows = zip(self.places, self.lengths, q, k, v, strict=True)
+        return torch.stack([self._attend_row(layer, *row) for row in rows])
+
+    def _attend_row(
+        self, layer: int, place: int, last: int, q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
+        """The same of one row, (H, n, D), whose new positions end at `last`."""
+        first, n_chunks = last - q.shape[1], -(-last // self.chunk)
         keys, values = (table[layer, place] for table in self.tables)
-        values[:, last - n : last] = v[0]
-        for chunk in chunks:
+        values[:, first:last] = v
+        for chunk in range(first // self.chunk, n_chunks):
             begin = chunk * self.chunk
-            new = slice(max(last - n, begin), min(last, begin + self.chunk))
-            own, given = (slice(new.start - x, new.stop - x) for x in (begin, last - n))
-            keys[:, chunk, :, own] = k[0, :, given].mT
-        scores = (q[0] * q.shape[-1] ** -0.5)[:, None] @ keys[:, : chunks.stop]  # (H, F, n, CHUNK)
-        scores = scores.transpose(1, 2).flatten(2)[:, :, :last] + self._unseen
-        return torch.bmm(scores.softmax(-1), values[:, :last])[None]
+            new = slice(max(first, begin), min(last, begin + self.chunk))
+            own, given = (slice(new.start - x, new.stop - x) for x in (begin, first))
+            keys[:, chunk, :, own] = k[:, given].mT
+        scores = (q * q.shape[-1] ** -0.5)[:, None] @ keys[:, :n_chunks]  # (H, F, n, CHUNK)
+        scores = scores.transpose(1, 2).flatten(2)[:, :, :last]
+        unseen = torch.full(scores.shape[1:], -torch.inf).triu_(first + 1)
+        return torch.bmm((scores + unseen).softmax(-1), values[:, :last])
 
     def take_back(self, n: int) -> None:
-        """Forget the last n positions of the only row."""
-        self.lengths = [self.lengths[0] - n]
+        """Forget the last n positions of every row."""
+        self.lengths = [length - n for length in self.lengths]
 
     def n_ahead(self) -> int:
         """How many steps may be begun before what the first of them writes is there."""
