@@ -132,7 +132,7 @@ class DraftedDecoder(ScriptedDecoder):
         for layer, block in enumerate(model.transformer.blocks):
             x = block(x, partial(cache.attend_many, layer))
         x = model.transformer.ln_f(x)
-        logits = torch.empty(*tokens.shape, ids[0].stop - ids[0].start)
+        logits: Tensor = x.new_empty(*tokens.shape, ids[0].stop - ids[0].start)
         for own in {(one.start, one.stop) for one in ids}:
             at = [step for step, one in enumerate(ids) if (one.start, one.stop) == own]
             logits[at] = model.lm_head(x[:, at], slice(*own)).float().transpose(0, 1)
@@ -169,7 +169,9 @@ def _make_draft(model: GPT) -> GPT | None:
         return None
     draft = empty_module("coarse", model.config)
     assert isinstance(draft, GPT)
-    reduce(draft, model.state_dict(), "int8")
+    state, table = model.state_dict(), "transformer.wte.weight"
+    reduce(draft, state | {table: state[table][:1]}, "int8")
+    draft.transformer.wte = model.transformer.wte  # as it is: a step reads one row of it
     abilities.give_memory_back()
     draft.eval().requires_grad_(False)
     return draft if LEAST_GAIN * _product_s(draft) < _product_s(model) else None
@@ -177,7 +179,7 @@ def _make_draft(model: GPT) -> GPT | None:
 
 def _product_s(model: GPT) -> float:
     """Seconds of a step's products: measured, since they are the processor's and the memory's."""
-    x, taken = torch.zeros(1, 1, model.config.n_embd), []
+    x, taken = model.transformer.wpe.weight.new_zeros(1, 1, model.config.n_embd), []
     for _ in range(3):
         start = time.perf_counter()
         for block in model.transformer.blocks:

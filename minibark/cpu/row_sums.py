@@ -143,7 +143,7 @@ class RowSumCache:
             keys[:, chunk, :, own] = k[:, given].mT
         scores = (q * q.shape[-1] ** -0.5)[:, None] @ keys[:, :n_chunks]  # (H, F, n, CHUNK)
         scores = scores.transpose(1, 2).flatten(2)[:, :, :last]
-        unseen = torch.full(scores.shape[1:], -torch.inf).triu_(first + 1)
+        unseen = torch.full_like(scores[0], -torch.inf).triu_(first + 1)
         return torch.bmm((scores + unseen).softmax(-1), values[:, :last])
 
     def take_back(self, n: int) -> None:

@@ -149,7 +149,7 @@ def draw_ahead(
 ) -> Tensor:
     """What n steps divide probabilities by: (n, B, width) noise, or 1 where nothing is drawn."""
     if sampling.greedy:
-        return torch.ones(n, 1, 1)
+        return torch.ones(n, 1, 1, dtype=torch.float32)
     streams.start_ahead(n, width)
     noise = torch.empty(n, len(active[0]), width, dtype=torch.float32)
     for step, rows in zip(noise, active, strict=True):
