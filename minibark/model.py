@@ -316,6 +316,7 @@ class FineGPT(nn.Module):
             nn.Embedding(config.input_vocab_size, config.n_embd)
             for _ in range(config.n_codes_total)
         )
+        self.project: Callable[[Tensor, Tensor], Tensor] = F.linear  # rows by a head's weight
         self.apply(_init_weights)
 
     def forward(self, codes: Tensor, codebook: int, start: int = 0) -> Tensor:
@@ -338,9 +339,8 @@ class FineGPT(nn.Module):
         x = tables[0](codes[:, :, 0])  # (B, T, C)
         for k in range(1, codebook + 1):
             x = x + tables[k](codes[:, :, k])
-        head = tables[codebook - first + 1]
-        assert isinstance(head, nn.Embedding)
-        return F.linear(self.transformer(x, start), head.weight).float()
+        head = tables.get_parameter(f"{codebook - first + 1}.weight")
+        return self.project(self.transformer(x, start), head).float()
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -132,6 +132,8 @@ def dress(model: GPT | FineGPT) -> None:
 
     Large matrices stay where they are, in the mapped file: oneDNN is fast with either layout.
     """
+    if isinstance(model, FineGPT) and has_onednn_linear():
+        model.project = linear
     for name, module in list(model.named_modules()):
         if not isinstance(module, nn.Linear):
             continue
