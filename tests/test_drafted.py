@@ -174,8 +174,8 @@ def test_a_wrong_draft_costs_what_is_behind_it(monkeypatch):
     decoder, asked = drafting(model), []
     begin = decoder._look_for_draft
 
-    def spoil():
-        begin()
+    def spoil(find):
+        begin(find)
         drafter = decoder._drafter
         right = drafter.choose
 
@@ -234,6 +234,17 @@ def test_rows_of_a_batch_take_their_steps_without_and_a_row_that_is_left_with_dr
         if isinstance(decoder, DraftedDecoder):
             assert was == [True, False, True, True]
     assert all(torch.equal(*pair) for pair in zip(made[:3], made[3:], strict=True))
+
+
+@torch.inference_mode()
+def test_for_what_is_left_of_a_batch_no_draft_is_made_and_for_a_prompt_there_is():
+    model = dressed()
+    decoder = drafting(model)
+    decoder.prefill([torch.arange(n) for n in (5, 14, 3)], BOTH_HEADS[0])
+    decoder.keep([1])
+    assert not is_drafting(decoder) and model not in drafted._DRAFTS
+    decoder.prefill([torch.arange(5)], BOTH_HEADS[0])
+    assert is_drafting(decoder) and model in drafted._DRAFTS
 
 
 def test_a_new_prompt_begins_anew():

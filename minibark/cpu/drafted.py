@@ -65,14 +65,14 @@ class DraftedDecoder(ScriptedDecoder):
     def keep(self, rows: list[int]) -> bool:
         """See `Decoder`."""
         kept = super().keep(rows)
-        self._look_for_draft()
+        self._look_for_draft(_DRAFTS.get)  # what is left of a batch is not worth making one
         return kept
 
     def join(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
         """See `Decoder`."""
         logits = super().join(prompts, ids)
         self._n_drafted = self._n_right = 0
-        self._look_for_draft()
+        self._look_for_draft(draft_of)
         return logits
 
     def take_steps(
@@ -138,11 +138,11 @@ class DraftedDecoder(ScriptedDecoder):
             logits[at] = model.lm_head(x[:, at], slice(*own)).float().transpose(0, 1)
         return logits
 
-    def _look_for_draft(self) -> None:
+    def _look_for_draft(self, find: Callable[[GPT], GPT | None]) -> None:
         self._go_without()
         # Not for a model with hooks and the like, which are to see step after step.
         is_plain = type(self.cache) is RowSumCache and parts_of(self.model)
-        draft = draft_of(self.model) if self.n_rows in DRAFTED and is_plain else None
+        draft = find(self.model) if self.n_rows in DRAFTED and is_plain else None
         if draft is not None:
             self._drafter = ScriptedDecoder(draft, 0, self.new_cache)
             self._drafter.take_over(self.cache)
