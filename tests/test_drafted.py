@@ -334,6 +334,13 @@ def test_a_draft_is_made_once_and_goes_with_its_model():
     assert seen() is None
 
 
+def test_making_one_changes_nothing_in_the_model():
+    model = dressed().train()
+    model.transformer.wte.weight.requires_grad_(True)
+    assert drafted.draft_of(model) is not None
+    assert model.transformer.wte.training and model.transformer.wte.weight.requires_grad
+
+
 def test_no_draft_where_int8_is_not_faster_or_not_there(monkeypatch):
     monkeypatch.setattr(drafted, "LEAST_GAIN", 1e9)
     assert drafted.draft_of(dressed()) is None

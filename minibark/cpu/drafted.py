@@ -171,9 +171,9 @@ def _make_draft(model: GPT) -> GPT | None:
     assert isinstance(draft, GPT)
     state, table = model.state_dict(), "transformer.wte.weight"
     reduce(draft, state | {table: state[table][:1]}, "int8")
+    draft.eval().requires_grad_(False)
     draft.transformer.wte = model.transformer.wte  # as it is: a step reads one row of it
     abilities.give_memory_back()
-    draft.eval().requires_grad_(False)
     return draft if LEAST_GAIN * _product_s(draft) < _product_s(model) else None
 
 
