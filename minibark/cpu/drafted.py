@@ -20,6 +20,7 @@ Source: Leviathan, Kalman, Matias, "Fast Inference from Transformers via Specula
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import weakref
@@ -43,9 +44,14 @@ from .scripted import AT_ONCE, ScriptedDecoder, draw_ahead
 # Three rows gain nothing: they share what is read anyway, and a draft is wrong in one more often.
 DRAFTED = {1: 16, 2: 8}
 LEAST_GAIN = 2  # times that int8's products must be faster than float32's
-LEAST_RIGHT = 0.5  # share of a decoder's drafts that must be right, or it goes on without
+# Share of the steps asked of passes that they must make, of so many, or a decoder goes on without:
+# with less, drafts take longer than they save.
+LEAST_MADE, JUDGED_AFTER = 0.5, 64
 
-_DRAFTS: weakref.WeakKeyDictionary[GPT, GPT | None] = weakref.WeakKeyDictionary()
+Weights = list[tuple[int, int]]
+
+# Drafts, and the state of the weights that they are of.
+_DRAFTS: weakref.WeakKeyDictionary[GPT, tuple[Weights, GPT | None]] = weakref.WeakKeyDictionary()
 _DRAFTING = threading.Lock()
 
 
@@ -60,18 +66,18 @@ class DraftedDecoder(ScriptedDecoder):
     ) -> None:
         super().__init__(model, n_merged, new_cache)
         self._drafter: ScriptedDecoder | None = None
-        self._n_drafted = self._n_right = 0
+        self._n_asked = self._n_made = 0
 
     def keep(self, rows: list[int]) -> bool:
         """See `Decoder`."""
         kept = super().keep(rows)
-        self._look_for_draft(_DRAFTS.get)  # what is left of a batch is not worth making one
+        self._look_for_draft(made_draft)  # what is left of a batch is not worth making one
         return kept
 
     def join(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
         """See `Decoder`."""
         logits = super().join(prompts, ids)
-        self._n_drafted = self._n_right = 0
+        self._n_asked = self._n_made = 0
         self._look_for_draft(draft_of)
         return logits
 
@@ -95,8 +101,8 @@ class DraftedDecoder(ScriptedDecoder):
             tokens, done = made[-1], done + len(made)
             chosen.append(made)
             last_p.append(p)
-        if self._n_right < LEAST_RIGHT * self._n_drafted:
-            self._go_without()
+        if not self._pays:
+            self._forget_draft()
         return torch.cat(chosen), torch.cat(last_p)
 
     def _draft_and_check(
@@ -108,23 +114,29 @@ class DraftedDecoder(ScriptedDecoder):
         active: Sequence[Sequence[bool]],
     ) -> tuple[Tensor, Tensor]:
         """One or more of the first steps: tokens (m, B) and the last id's probability (m, B)."""
-        n, cache, drafter = len(ids), self.cache, self._drafter
-        assert isinstance(cache, RowSumCache) and drafter is not None
-        given = tokens[None]
-        if n > 1:
-            drafted, _ = drafter.choose(tokens, ids[:-1], sampling, noise[:-1])
-            cache.take_back(n - 1)
-            given = torch.cat((given, drafted))
+        cache, drafter = self.cache, self._drafter
+        assert isinstance(cache, RowSumCache)
+        given, before = tokens[None], cache.lengths.copy()
+        # Whatever goes wrong with a draft, there is the plain way.
+        with contextlib.suppress(Exception):
+            if drafter is not None and len(ids) > 1:
+                drafted, _ = drafter.choose(tokens, ids[:-1], sampling, noise[:-1])
+                given = torch.cat((given, drafted))
+        cache.lengths = before
+        if (n := len(given)) < len(ids):
+            self._forget_draft()
+            ids, noise, active = ids[:n], noise[:n], active[:n]
         p = probabilities(self._pass(given, ids), sampling)  # (n, B, V)
         chosen = (p / noise).argmax(-1) + torch.tensor([[own.start] for own in ids])
         is_right = (chosen[:-1] == given[1:]) | ~torch.tensor(active, dtype=torch.bool)[:-1]
         n_right = int(is_right.all(1).cumprod(0).sum())
-        self._n_drafted, self._n_right = self._n_drafted + n - 1, self._n_right + n_right
+        self._n_asked, self._n_made = self._n_asked + n, self._n_made + n_right + 1
+        # The tokens up to the last that is right have been given, and the newest has not.
         cache.take_back(n - 1 - n_right)
         return chosen[: n_right + 1], p[: n_right + 1, :, -1]
 
     def _pass(self, tokens: Tensor, ids: Sequence[slice]) -> Tensor:
-        """Append tokens (n, B) to the rows; logits (n, B, V) behind each, of its ids."""
+        """Append tokens (n, B) to the rows, as `GPT.decode_one` does one; logits (n, B, V)."""
         model, cache = self.model, self.cache
         assert isinstance(cache, RowSumCache)
         positions = cache.begin_many(len(tokens))
@@ -138,47 +150,71 @@ class DraftedDecoder(ScriptedDecoder):
             logits[at] = model.lm_head(x[:, at], slice(*own)).float().transpose(0, 1)
         return logits
 
+    @property
+    def _pays(self) -> bool:
+        return self._n_asked < JUDGED_AFTER or self._n_made >= LEAST_MADE * self._n_asked
+
     def _look_for_draft(self, find: Callable[[GPT], GPT | None]) -> None:
-        self._go_without()
+        self._forget_draft()
         # Not for a model with hooks and the like, which are to see step after step.
-        is_plain = type(self.cache) is RowSumCache and parts_of(self.model)
-        draft = find(self.model) if self.n_rows in DRAFTED and is_plain else None
-        if draft is not None:
+        is_plain = type(self.cache) is RowSumCache and bool(parts_of(self.model))
+        may = self.n_rows in DRAFTED and is_plain and self._pays
+        if may and (draft := find(self.model)) is not None:
             self._drafter = ScriptedDecoder(draft, 0, self.new_cache)
             self._drafter.take_over(self.cache)
             self.steps_at_once = DRAFTED[self.n_rows]
 
-    def _go_without(self) -> None:
+    def _forget_draft(self) -> None:
         self._drafter, self.steps_at_once = None, AT_ONCE
+
+
+def made_draft(model: GPT) -> GPT | None:
+    """The draft of a model as it is now, if there is one."""
+    state, draft = _DRAFTS.get(model, (None, None))
+    return draft if state == _state_of(model) else None
 
 
 def draft_of(model: GPT) -> GPT | None:
     """The int8 copy that drafts a float32 model's steps, made when first asked for.
 
-    None where int8 is not fast enough here to be worth it.
+    None where int8 is not fast enough here to be worth it, or where no copy can be made: of modules
+    that somebody put in, of damaged weights, or for want of memory.
     """
-    with _DRAFTING:
-        if model not in _DRAFTS:
-            _DRAFTS[model] = _make_draft(model)
-        return _DRAFTS[model]
+    state = _state_of(model)
+    if (made := _DRAFTS.get(model)) is None or made[0] != state:
+        with _DRAFTING:
+            if (made := _DRAFTS.get(model)) is None or made[0] != state:
+                made = _DRAFTS[model] = state, _make_draft(model)
+    return made[1]
+
+
+def _state_of(model: GPT) -> Weights:
+    return [
+        (one.data_ptr(), -1 if one.is_inference() else one._version) for one in model.parameters()
+    ]
 
 
 @torch.inference_mode()
 def _make_draft(model: GPT) -> GPT | None:
     if not abilities.has_int8_linear():
         return None
-    draft = empty_module("coarse", model.config)
-    assert isinstance(draft, GPT)
-    state, table = model.state_dict(), "transformer.wte.weight"
-    reduce(draft, state | {table: state[table][:1]}, "int8")
-    draft.eval().requires_grad_(False)
-    draft.transformer.wte = model.transformer.wte  # as it is: a step reads one row of it
-    abilities.give_memory_back()
-    return draft if LEAST_GAIN * _product_s(draft) < _product_s(model) else None
+    # Whatever goes wrong with it, there is the plain way.
+    with contextlib.suppress(Exception):
+        draft = empty_module("coarse", model.config)
+        assert isinstance(draft, GPT)
+        state, table = model.state_dict(), "transformer.wte.weight"
+        # Its table is the model's own, of which a step reads one row; so none is made in int8.
+        reduce(draft, state | {table: state[table][:1]}, "int8")
+        draft.eval().requires_grad_(False)
+        draft.transformer.wte = model.transformer.wte
+        abilities.give_memory_back()
+        if LEAST_GAIN * _product_s(draft) < _product_s(model):
+            return draft
+    return None
 
 
 def _product_s(model: GPT) -> float:
-    """Seconds of a step's products: measured, since they are the processor's and the memory's."""
+    """Seconds of a step's large products, of any numbers: the processor's and the memory's."""
     x, taken = model.transformer.wpe.weight.new_zeros(1, 1, model.config.n_embd), []
     for _ in range(3):
         start = time.perf_counter()
