@@ -29,8 +29,8 @@ SAMPLINGS = [
 BOTH_HEADS = [slice(3, 43), slice(43, 83)]
 
 pytestmark = pytest.mark.skipif(
-    not abilities.has_int8_linear() or not abilities.has_byte_sums(),
-    reason="this torch has no int8 products, or no sums of rows",
+    not abilities.has_int8_linear(),
+    reason="this torch has no int8 products, by which steps are drafted",
 )
 
 

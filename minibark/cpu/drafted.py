@@ -31,14 +31,13 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.shapes import empty_module
-from ..decoding import RandomStreams
 from ..model import GPT, Cache, KVCache
 from ..sampling import Sampling, probabilities
 from . import abilities
 from .reduce import reduce
 from .row_sums import RowSumCache
 from .scriptable import parts_of
-from .scripted import AT_ONCE, ScriptedDecoder, draw_ahead
+from .scripted import AT_ONCE, ScriptedDecoder
 
 # Steps in one pass, by how many rows there are: over 16 positions it takes little more than over 8.
 # Three rows gain nothing: they share what is read anyway, and a draft is wrong in one more often.
@@ -52,6 +51,7 @@ Weights = list[tuple[int, int]]
 
 # Drafts, and the state of the weights that they are of.
 _DRAFTS: weakref.WeakKeyDictionary[GPT, tuple[Weights, GPT | None]] = weakref.WeakKeyDictionary()
+NONE = None, None
 _DRAFTING = threading.Lock()
 
 
@@ -81,23 +81,18 @@ class DraftedDecoder(ScriptedDecoder):
         self._look_for_draft(draft_of)
         return logits
 
-    def take_steps(
-        self,
-        tokens: Tensor,
-        ids: Sequence[slice],
-        sampling: Sampling,
-        streams: RandomStreams,
-        active: Sequence[Sequence[bool]],
+    def choose(
+        self, tokens: Tensor, ids: Sequence[slice], sampling: Sampling, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See `Decoder`."""
-        if self._drafter is None or len(ids) == 1 or any(None in (x.start, x.stop) for x in ids):
-            return super().take_steps(tokens, ids, sampling, streams, active)
-        noise = draw_ahead(len(ids), ids[0].stop - ids[0].start, sampling, streams, active)
+        """See `ScriptedDecoder`."""
         chosen, last_p = list[Tensor](), list[Tensor]()
         done = 0
         while done < len(ids):
-            now = slice(done, done + DRAFTED[self.n_rows])
-            made, p = self._draft_and_check(tokens, ids[now], sampling, noise[now], active[now])
+            if self._drafter is None or len(ids) == 1:
+                made, p = super().choose(tokens, ids[done:], sampling, noise[done:])
+            else:
+                now = slice(done, done + DRAFTED[self.n_rows])
+                made, p = self._draft_and_check(tokens, ids[now], sampling, noise[now])
             tokens, done = made[-1], done + len(made)
             chosen.append(made)
             last_p.append(p)
@@ -106,30 +101,24 @@ class DraftedDecoder(ScriptedDecoder):
         return torch.cat(chosen), torch.cat(last_p)
 
     def _draft_and_check(
-        self,
-        tokens: Tensor,
-        ids: Sequence[slice],
-        sampling: Sampling,
-        noise: Tensor,
-        active: Sequence[Sequence[bool]],
+        self, tokens: Tensor, ids: Sequence[slice], sampling: Sampling, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One or more of the first steps: tokens (m, B) and the last id's probability (m, B)."""
         cache, drafter = self.cache, self._drafter
-        assert isinstance(cache, RowSumCache)
+        assert isinstance(cache, RowSumCache) and drafter is not None
         given, before = tokens[None], cache.lengths.copy()
         # Whatever goes wrong with a draft, there is the plain way.
         with contextlib.suppress(Exception):
-            if drafter is not None and len(ids) > 1:
+            if len(ids) > 1:
                 drafted, _ = drafter.choose(tokens, ids[:-1], sampling, noise[:-1])
                 given = torch.cat((given, drafted))
         cache.lengths = before
         if (n := len(given)) < len(ids):
             self._forget_draft()
-            ids, noise, active = ids[:n], noise[:n], active[:n]
+            ids, noise = ids[:n], noise[:n]
         p = probabilities(self._pass(given, ids), sampling)  # (n, B, V)
         chosen = (p / noise).argmax(-1) + torch.tensor([[own.start] for own in ids])
-        is_right = (chosen[:-1] == given[1:]) | ~torch.tensor(active, dtype=torch.bool)[:-1]
-        n_right = int(is_right.all(1).cumprod(0).sum())
+        n_right = int((chosen[:-1] == given[1:]).all(1).cumprod(0).sum())
         self._n_asked, self._n_made = self._n_asked + n, self._n_made + n_right + 1
         # The tokens up to the last that is right have been given, and the newest has not.
         cache.take_back(n - 1 - n_right)
@@ -170,7 +159,7 @@ class DraftedDecoder(ScriptedDecoder):
 
 def made_draft(model: GPT) -> GPT | None:
     """The draft of a model as it is now, if there is one."""
-    state, draft = _DRAFTS.get(model, (None, None))
+    state, draft = _DRAFTS.get(model, NONE)
     return draft if state == _state_of(model) else None
 
 
@@ -181,11 +170,11 @@ def draft_of(model: GPT) -> GPT | None:
     that somebody put in, of damaged weights, or for want of memory.
     """
     state = _state_of(model)
-    if (made := _DRAFTS.get(model)) is None or made[0] != state:
+    if _DRAFTS.get(model, NONE)[0] != state:
         with _DRAFTING:
-            if (made := _DRAFTS.get(model)) is None or made[0] != state:
-                made = _DRAFTS[model] = state, _make_draft(model)
-    return made[1]
+            if _DRAFTS.get(model, NONE)[0] != state:
+                _DRAFTS[model] = state, _make_draft(model)
+    return _DRAFTS[model][1]
 
 
 def _state_of(model: GPT) -> Weights:

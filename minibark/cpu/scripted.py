@@ -81,15 +81,13 @@ class ScriptedDecoder(CachedDecoder):
         active: Sequence[Sequence[bool]],
     ) -> tuple[Tensor, Tensor]:
         """See `Decoder`."""
-        if any(own.start is None or own.stop is None for own in ids):
-            return super().take_steps(tokens, ids, sampling, streams, active)
-        noise = draw_ahead(len(ids), ids[0].stop - ids[0].start, sampling, streams, active)
+        noise = _draw_ahead(len(ids), ids[0].stop - ids[0].start, sampling, streams, active)
         return self.choose(tokens, ids, sampling, noise)
 
     def choose(
         self, tokens: Tensor, ids: Sequence[slice], sampling: Sampling, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `take_steps`, with the noise of `draw_ahead`."""
+        """As `take_steps`, with the noise of `_draw_ahead`."""
         chosen, last_p = list[Tensor](), list[Tensor]()
         script, cache = self._script_for(tokens, ids), self.cache
         if script is None or cache is None:
@@ -144,7 +142,7 @@ class ScriptedDecoder(CachedDecoder):
         return self._script
 
 
-def draw_ahead(
+def _draw_ahead(
     n: int, width: int, sampling: Sampling, streams: RandomStreams, active: Sequence[Sequence[bool]]
 ) -> Tensor:
     """What n steps divide probabilities by: (n, B, width) noise, or 1 where nothing is drawn."""
