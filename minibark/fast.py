@@ -185,6 +185,7 @@ def describe(model: nn.Module, choice: Choice) -> str:
             f"decoder {type(made).__name__}" + (f", cache {type(cache).__name__}" if cache else ""),
         ]
     else:
+        parts += [f"layers {_counts(Counter(type(block).__name__ for block in blocks))}"]
         parts += [f"heads {getattr(model.project, '__name__', '?')}"]
         parts += [f"passes {type(passes(model, choice)).__name__}"]
     return "; ".join(parts)

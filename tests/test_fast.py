@@ -47,9 +47,11 @@ CAUSAL = {
 CAUSAL["bfloat16"] = CAUSAL["float16"]
 FINE = {
     "float32": "products 6 OneDNNLinear + 2 SmallLinear; attention 2 full_attention; "
-    "heads linear; passes RowByRow",
-    "float16": "products 8 Linear16; attention 2 full_by_head; heads in_bfloat16; passes RowByRow",
-    "int8": "products 8 Int8ManyRows; attention 2 full_by_head; heads in_bfloat16; passes RowByRow",
+    "layers 2 Block; heads linear; passes RowByRow",
+    "float16": "products 8 Linear16; attention 2 full_by_head; layers 2 Block; "
+    "heads in_bfloat16; passes RowByRow",
+    "int8": "products 8 Int8ManyRows; attention 2 full_by_head; layers 2 BlockInParts; "
+    "heads in_bfloat16; passes RowByRow",
 }
 FINE |= {"bfloat16": FINE["float16"], "int4": FINE["int8"]}
 

@@ -26,10 +26,11 @@ from minibark.cpu.attention import causal_by_block, full_by_head
 from minibark.cpu.float16 import Linear16
 from minibark.cpu.int4 import Int4Linear, dequantize_groups, quantize_groups
 from minibark.cpu.int8 import Int8Linear, Int8ManyRows, Int8Twice, multiply_int8
+from minibark.cpu.passes import PART, BlockInParts
 from minibark.cpu.reduce import reduce
 from minibark.cpu.tables import ReducedTable
 from minibark.decoding import CachedDecoder, UncachedDecoder
-from minibark.model import GPT, FineGPT, Head, causal_attention, full_attention
+from minibark.model import GPT, Block, FineGPT, Head, causal_attention, full_attention
 from minibark.precision import FLOATS, PRECISIONS
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 64}
@@ -286,6 +287,23 @@ def test_attention_by_head_is_attention(n_queries):
     torch.testing.assert_close(full_by_head(q, k, v, torch.float32), expected)
     got = full_by_head(q, k, v)
     assert got.dtype == torch.float32 and 0 < relative_error(got, expected) < 0.01
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (1, PART), (1, PART + 1), (3, 400)])
+@torch.no_grad()
+def test_a_block_in_parts_is_a_block(shape):
+    torch.manual_seed(sum(shape))
+    block = Block(GPTConfig(n_head=2, n_embd=16), causal=False, norm_bias=True)
+    x, sizes = torch.randn(*shape, 16), []
+    before, expected = x.clone(), block(x)
+    parts = BlockInParts(block)
+    parts.mlp.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    torch.testing.assert_close(parts(x), expected)
+    assert sum(sizes) == shape[0] * shape[1] and max(sizes) <= PART
+    assert torch.equal(x, before)
+    last = parts(x, lambda q, k, v: full_attention(q[:, :, -2:], k, v))
+    torch.testing.assert_close(last, expected[:, -2:])
+    assert parts.state_dict().keys() == block.state_dict().keys()
 
 
 @pytest.mark.parametrize("n_positions", [161, 320, 401])

@@ -33,7 +33,7 @@ def attend_by_bytes(
     n_rows, n_heads, size = q.size(0), q.size(1), q.size(3)
     newest.put_(new_keys, k)
     new = torch.ops.quantized.embedding_bag_byte_prepack(v.reshape(-1, size))
-    values.index_copy_(0, new_values, new)
+    values[new_values] = new  # not `index_copy_`, which takes byte after byte
     scaled = q * size**-0.5
     weights = scaled.reshape(-1)
     sums = torch.embedding_bag(newest, newest_rows, newest_begins, False, 0, False, weights)[0]

@@ -30,6 +30,7 @@ from .gelu import FewGELU
 from .int4 import GROUP, Int4Linear, is_expanded
 from .int8 import Int8Linear, Int8ManyRows, Int8Twice
 from .packed import Packed
+from .passes import BlockInParts
 from .tables import ReducedTable
 
 
@@ -96,6 +97,7 @@ def reduce(
         for layer, block in enumerate(model.transformer.blocks):
             if in_int8:
                 _reduce_layer_with_gelu(block, layer, weights, Int8ManyRows)
+                model.transformer.h[layer] = BlockInParts(block)
             else:
                 _reduce_layer(block, layer, weights, kind)
     model.load_state_dict(weights.rest(), strict=True, assign=True)
