@@ -116,12 +116,12 @@ def step_bytes(model: GPT, ids: slice) -> int:
 
     Packed weights are no tensors of a module: there it is the bits that they were made of.
     """
-    config, bits = model.config, {"Int4Linear": 4.6, "Int8Linear": 8.0, "Int8Twice": 8.0}
+    config, bits = model.config, {"Int4": 4.6, "Int8": 8.0}
     products = [block.mlp.c_fc for block in model.transformer.blocks]
     sizes = [
         8.0 * weight.element_size()
         if isinstance(weight := getattr(product, "weight", None), Tensor)
-        else bits[type(product).__name__]
+        else bits[type(product).__name__[:4]]
         for product in products
     ]
     layers = 12 * config.n_embd**2 * sum(sizes)

@@ -24,7 +24,7 @@ from minibark.cpu import float32, int4, tables
 from minibark.cpu import reduce as room
 from minibark.cpu.attention import causal_by_block, full_by_head
 from minibark.cpu.float16 import Linear16
-from minibark.cpu.int4 import Int4Linear, dequantize_groups, quantize_groups
+from minibark.cpu.int4 import Int4Linear, Int4Twice, dequantize_groups, quantize_groups
 from minibark.cpu.int8 import Int8Linear, Int8ManyRows, Int8Twice, multiply_int8
 from minibark.cpu.passes import PART, BlockInParts
 from minibark.cpu.reduce import reduce
@@ -505,15 +505,17 @@ def test_a_big_table_stays_in_its_file_and_gives_the_same(tmp_path, monkeypatch,
 
 
 @needs_many_rows
-def test_a_coarse_model_has_int8_matrices_for_few_rows_and_for_many():
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_coarse_model_has_int8_matrices_for_many_rows_beside_those_for_few(precision):
     exact, _ = models()
     gpt, other = copy.deepcopy(exact), copy.deepcopy(exact)
-    reduce(gpt, gpt.state_dict(), "int8", prompts_recur=True)
-    reduce(other, other.state_dict(), "int8")
+    reduce(gpt, gpt.state_dict(), precision, prompts_recur=True)
+    reduce(other, other.state_dict(), precision)
     products = [
         module for name, module in gpt.named_modules() if name.endswith((".c_fc", ".c_proj"))
     ]
-    assert {type(one) for one in products} == {Int8Twice}
+    assert type(products[-1]) is {"int8": Int8Twice, "int4": Int4Twice}[precision]
+    assert {type(one) for one in products} == {Int8Twice, type(products[-1])}
     with torch.inference_mode():
         for n in (1, 31):
             tokens = torch.randint(300, (1, n))
@@ -522,7 +524,7 @@ def test_a_coarse_model_has_int8_matrices_for_few_rows_and_for_many():
             tokens = torch.randint(300, (1, n))
             expected = exact(tokens)
             errors = [(model(tokens) - expected).norm() for model in (gpt, other)]
-            assert errors[0] < 1.1 * errors[1] < 0.05 * expected.norm()
+            assert errors[0] < 1.1 * errors[1] and errors[0] < 0.05 * expected.norm()
 
 
 @pytest.mark.parametrize("precision", REDUCED)

@@ -41,7 +41,7 @@ def model_in(precision, **changes):
     if precision == "float32":
         float32.dress(model)
     else:
-        twice = precision == "int8 twice"
+        twice = precision.endswith("twice")
         reduce(model, model.state_dict(), precision.split()[0], prompts_recur=twice)
     return model.eval()
 
@@ -92,7 +92,7 @@ ACTS = [
 
 
 @pytest.mark.parametrize("kind", [KVCache, RowSumCache, ByteCache])
-@pytest.mark.parametrize("precision", [*PRECISIONS, "int8 twice"])
+@pytest.mark.parametrize("precision", [*PRECISIONS, "int8 twice", "int4 twice"])
 def test_the_bits_are_those_of_the_plain_decoder(precision, kind):
     same_bits(both(model_in(precision), kind), ACTS)
 
@@ -108,7 +108,7 @@ SAMPLINGS = [
 @torch.inference_mode()
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("kind", [KVCache, RowSumCache, ByteCache])
-@pytest.mark.parametrize("precision", [*PRECISIONS, "int8 twice"])
+@pytest.mark.parametrize("precision", [*PRECISIONS, "int8 twice", "int4 twice"])
 def test_steps_at_once_choose_what_the_plain_decoder_does(precision, kind, sampling):
     decoders, rows = both(model_in(precision), kind), [5, 14, 6]
     prompts = [torch.arange(n) for n in rows]

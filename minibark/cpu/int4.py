@@ -2,19 +2,22 @@
 
 A group g = k // 32 of columns has a scale and a zero of its own in each row. A few positions are
 multiplied by torch's operator, which reads 4 bits a number but takes five times as long for each as
-an int8 product. For many, the matrix is expanded to int8, for that one call.
+an int8 product. For many, the matrix is expanded to int8 for that one call, or is there in int8
+beside it (`Int4Twice`).
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checkpoint.rows import quantize_rows
 from . import abilities
-from .int8 import MANY_ROWS, multiply_int8
+from .int8 import MANY_ROWS, Int8ManyRows, Twice, multiply_int8
 from .packed import Packed
 
 GROUP = 32  # columns that share a scale and a zero
@@ -144,6 +147,19 @@ class Int4Linear(Packed):
         zero, scale = (t.round().to(torch.int16)[:, None] for t in (zero, scale))
         torch.addcmul(zero, scale, q, out=q)
         return q.bitwise_right_shift_(8).to(torch.int8).flatten(0, 1)
+
+
+class Int4Twice(Twice):
+    """int4 weights for few rows, int8 for many, both of the same numbers."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, *, widen: bool = True, **options: Any
+    ) -> None:
+        """As `Int4Linear`, which few rows are multiplied by; the options are `Int8ManyRows`'."""
+        super().__init__(
+            Int4Linear(weight, bias, widen=widen),
+            Int8ManyRows(*quantize_rows(weight.float()), bias, **options),
+        )
 
 
 def _unpack_blocks(packed: Tensor) -> Tensor:

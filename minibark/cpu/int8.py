@@ -88,32 +88,41 @@ class Int8ManyRows(Packed):
         return out.view(shape)
 
 
-class Int8Twice(Packed):
-    """A Linear with int8 weights in two orders, for few rows and for many, and GELU if asked for.
+class Twice(Packed):
+    """A Linear with its weights kept twice, for few rows and for many, and GELU if asked for.
 
-    The same numbers in twice the memory, for a model whose prompts recur.
+    For a model whose prompts recur.
 
     Attributes:
         few: the product for fewer than `MANY_ROWS` rows, which `act` follows.
+        many: that for more.
     """
 
-    def __init__(
-        self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, **options: Any
-    ) -> None:
-        """As `Int8ManyRows`, whose `dtype` is that of many rows' result; few rows' is float32."""
+    def __init__(self, few: nn.Module, many: Int8ManyRows) -> None:
         super().__init__()
-        self.few = Int8Linear(weight, scale, bias)
-        self.many = Int8ManyRows(weight, scale, bias, **options)
-        self.bias = self.few.bias
-        self.act = FewGELU() if self.many.gelu else nn.Identity()
+        self.few, self.many = few, many
+        self.bias = many.bias
+        self.act = FewGELU() if many.gelu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply x (..., K) float32 -> (..., N)."""
+        """Multiply x (..., K) -> (..., N)."""
         if x.numel() >= MANY_ROWS * x.shape[-1]:
             out: Tensor = self.many(x)
             return out
         y: Tensor = self.act(self.few(x))
         return y
+
+
+class Int8Twice(Twice):
+    """The same int8 weights in two orders."""
+
+    def __init__(
+        self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, **options: Any
+    ) -> None:
+        """As `Int8ManyRows`, whose `dtype` is that of many rows' result; few rows' is float32."""
+        super().__init__(
+            Int8Linear(weight, scale, bias), Int8ManyRows(weight, scale, bias, **options)
+        )
 
 
 def multiply_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

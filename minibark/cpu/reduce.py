@@ -27,7 +27,7 @@ from ..precision import FLOATS
 from . import abilities, attention
 from .float16 import Linear16
 from .gelu import FewGELU
-from .int4 import GROUP, Int4Linear, is_expanded
+from .int4 import GROUP, Int4Linear, Int4Twice, is_expanded
 from .int8 import Int8Linear, Int8ManyRows, Int8Twice
 from .packed import Packed
 from .passes import BlockInParts
@@ -73,8 +73,8 @@ def reduce(
         model: its own weights do not matter and may be on the meta device.
         state: weights in any floating type, or int8 matrices with their scales beside them.
         precision: one of `PRECISIONS`, not float32.
-        prompts_recur: whether a causal model reads a long prompt every few steps, for which its
-            int8 matrices are kept a second time.
+        prompts_recur: whether a causal model reads a long prompt every few steps, for which int8
+            matrices are kept beside those for steps.
     """
     weights = _Weights(state)
     attention.dress(model)
@@ -82,13 +82,14 @@ def reduce(
         table = ReducedTable(*weights.matrix("transformer.wte"), FLOATS.get(precision))
         model.transformer.wte = table
         model.lm_head = _head(*weights.matrix("lm_head"), precision)
-        twice = prompts_recur and precision == "int8" and abilities.has_int8_many_rows()
+        twice = prompts_recur and precision not in FLOATS and abilities.has_int8_many_rows()
         for layer, block in enumerate(model.transformer.blocks):
             suffers = precision == "int4" and layer == 0
+            own = "int8" if suffers else precision
             if twice:
-                _reduce_layer_with_gelu(block, layer, weights, Int8Twice)
+                _reduce_layer_with_gelu(block, layer, weights, _TWICE[own])
             else:
-                _reduce_layer(block, layer, weights, "int8" if suffers else precision)
+                _reduce_layer(block, layer, weights, own)
     else:
         # All its products have many rows.
         many = "bfloat16" if abilities.has_fast_bfloat16() else "float16"
@@ -96,7 +97,7 @@ def reduce(
         in_int8 = kind == "int8" and abilities.has_int8_many_rows()
         for layer, block in enumerate(model.transformer.blocks):
             if in_int8:
-                _reduce_layer_with_gelu(block, layer, weights, Int8ManyRows)
+                _reduce_layer_with_gelu(block, layer, weights, _many_rows)
                 model.transformer.h[layer] = BlockInParts(block)
             else:
                 _reduce_layer(block, layer, weights, kind)
@@ -138,20 +139,57 @@ def _reduce_layer(block: Block, layer: int, weights: _Weights, precision: str) -
 
 
 def _reduce_layer_with_gelu(
-    block: Block, layer: int, weights: _Weights, kind: type[Int8ManyRows] | type[Int8Twice]
+    block: Block, layer: int, weights: _Weights, make: Callable[..., nn.Module]
 ) -> None:
-    """int8, with GELU inside the product in front of it."""
+    """With GELU inside the product in front of it; `make` is one of those below."""
 
     def product(name: str, **options: Any) -> nn.Module:
-        weight, scale, bias = weights.linear(f"transformer.h.{layer}.{name}")
-        return kind(*rows_of(weight, scale), bias, **options)
+        return make(*weights.linear(f"transformer.h.{layer}.{name}"), **options)
 
     # What attention would round them to.
     dtype = torch.bfloat16 if abilities.has_fast_bfloat16() else torch.float32
-    block.attn.c_attn = product("attn.c_attn", dtype=dtype)
+    block.attn.c_attn = product("attn.c_attn", dtype=dtype, widen=True)
     block.attn.c_proj = product("attn.c_proj")
     block.mlp.c_fc, block.mlp.act = product("mlp.c_fc", gelu=True), nn.Identity()
     block.mlp.c_proj = product("mlp.c_proj")
+
+
+def _many_rows(
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    *,
+    widen: bool = False,
+    **options: Any,
+) -> nn.Module:
+    return Int8ManyRows(*rows_of(weight, scale), bias, **options)
+
+
+def _int8_twice(
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    *,
+    widen: bool = False,
+    **options: Any,
+) -> nn.Module:
+    return Int8Twice(*rows_of(weight, scale), bias, **options)
+
+
+def _int4_twice(
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    *,
+    widen: bool = False,
+    **options: Any,
+) -> nn.Module:
+    if weight.shape[1] % GROUP:
+        return _int8_twice(weight, scale, bias, **options)
+    return Int4Twice(floats_of(weight, scale), bias, widen=widen, **options)
+
+
+_TWICE = {"int8": _int8_twice, "int4": _int4_twice}
 
 
 def _linear(

@@ -18,8 +18,8 @@ from .byte_sums import ByteCache
 from .float16 import Linear16
 from .float32 import OneDNNHead, OneDNNLinear, SmallLinear
 from .gelu import FewGELU
-from .int4 import Int4Linear
-from .int8 import MANY_ROWS, Int8Linear, Int8Twice
+from .int4 import Int4Linear, Int4Twice
+from .int8 import MANY_ROWS, Int8Linear, Int8Twice, Twice
 from .reduce import ReducedHead
 from .row_sums import RowSumCache
 from .scripts import Float16, Float32, Int4, Int8, Layer, ReducedRows, Rows32, Steps, attend
@@ -126,13 +126,13 @@ def _scriptable(product: nn.Module) -> nn.Module | None:
         return None
     if isinstance(product, OneDNNLinear):
         return Float32(gelu=product.gelu, by_torch=1 if isinstance(product, SmallLinear) else 0)
-    if isinstance(product, (Int8Linear, Int8Twice)):
-        few, act = (product.few, product.act) if isinstance(product, Int8Twice) else (product, None)
-        after = act if isinstance(act, FewGELU) else None
+    few, act = (product.few, product.act) if isinstance(product, Twice) else (product, None)
+    after = act if isinstance(act, FewGELU) else None
+    if isinstance(few, Int8Linear):
         return Int8(few, after) if few.packed is not None else None
-    if isinstance(product, Int4Linear):
-        return Int4(product) if product.fast else None
-    return Float16(product) if isinstance(product, Linear16) else None
+    if isinstance(few, Int4Linear):
+        return Int4(few, after) if few.fast else None
+    return Float16(few) if isinstance(few, Linear16) else None
 
 
 def _scriptable_table(table: nn.Module) -> nn.Module | None:
@@ -180,4 +180,4 @@ _ATTENTION: dict[type, Callable[..., Tensor]] = {
     RowSumCache: RowSumCache.attention,
     ByteCache: ByteCache.attention,
 }
-_PRODUCTS = (OneDNNLinear, SmallLinear, Int8Linear, Int8Twice, Int4Linear, Linear16)
+_PRODUCTS = (OneDNNLinear, SmallLinear, Int8Linear, Int8Twice, Int4Linear, Int4Twice, Linear16)

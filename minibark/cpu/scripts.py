@@ -180,7 +180,7 @@ class Float32(nn.Module):
 
 
 class Int8(nn.Module):
-    """What `Int8Linear` does, or `Int8Twice` for few rows x."""
+    """What `Int8Linear` does for rows x, and GELU if asked for."""
 
     def __init__(self, product: Int8Linear, act: FewGELU | None = None) -> None:
         super().__init__()
@@ -194,19 +194,21 @@ class Int8(nn.Module):
 
 
 class Int4(nn.Module):
-    """What `Int4Linear` does for few rows x."""
+    """What `Int4Linear` does for few rows x, and GELU if asked for."""
 
-    def __init__(self, product: Int4Linear) -> None:
+    def __init__(self, product: Int4Linear, act: FewGELU | None = None) -> None:
         super().__init__()
         self.packed, self.scale_and_zero = product.packed, product.scale_and_zero
         self.widen, self.group = product.widen, GROUP
+        self.gelu, self.few_gelu = act is not None, act.most if act else 0
 
     def forward(self, x: Tensor, floats: list[Tensor], place: int) -> Tensor:
         """Multiply x (B, K) -> (B, N); `floats` has a float32 weight at its place in the layer."""
         y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.to(torch.bfloat16), self.packed, self.group, self.scale_and_zero
         )
-        return y.float() if self.widen else y
+        y = y.float() if self.widen else y
+        return gelu_of_few(y, self.few_gelu) if self.gelu else y
 
 
 class Float16(nn.Module):
