@@ -1,6 +1,6 @@
 # make hello      speak a sentence to hello.wav
 # make test       lint, types, tests (Triton kernels under the interpreter), wheel
-# make torture    200,000 damaged files for every reader, kills, threads, memory, a page read aloud: an hour
+# make torture    200,000 damaged files in all, kills, threads, memory, a page read aloud: an hour
 # make test-cluster  the tests that start Ray, which it installs
 # make test-gpu   the tests that need an NVIDIA GPU
 

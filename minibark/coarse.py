@@ -25,10 +25,6 @@ from .model import GPT
 from .sampling import OnStep, Sampling, check_finite
 from .voice import Voice
 
-# The reference forgets the last ids of a voice "for time alignment (sounds better)"; they are one
-# frame, unless the trimmed history is odd.
-N_HISTORY_DROPPED = 2
-
 
 @dataclass
 class Row:
@@ -71,7 +67,8 @@ def coarse_history(voice: Voice | None, config: GenerationConfig) -> tuple[Tenso
     n_coarse = round(n_semantic * ratio)
     if n_semantic == 0:
         return empty, empty
-    return voice.semantic[-n_semantic:], ids[-n_coarse:][:-N_HISTORY_DROPPED]
+    # The reference forgets a voice's last frame "for time alignment (sounds better)".
+    return voice.semantic[-n_semantic:], ids[-n_coarse:][:-n_codebooks]
 
 
 def window_prompt(row: Row, step: int, config: GenerationConfig) -> Tensor:

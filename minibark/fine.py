@@ -6,8 +6,9 @@
                          |============ buffer 1 =============|
 
 Within a buffer codebooks 2..7 are predicted in turn, each from those below it. Buffer n fills from
-frame history + 512 n to its end; frames that two buffers fill are predicted twice and the later
-prediction stays. Pads (the code 1,024) are attended to and predicted too, then cut off.
+frame history + 512 n, or from 512 before its end if that is less, to its end; frames that two
+buffers fill are predicted twice and the later prediction stays. Pads (the code 1,024) are attended
+to and predicted too, then cut off.
 """
 
 from __future__ import annotations

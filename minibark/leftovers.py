@@ -19,7 +19,7 @@ from pathlib import Path
 
 _UNKNOWN = "0" * 8  # a machine that does not tell: nothing on it is sure
 _WRITER = r"([0-9a-f]{8})-([0-9a-f]{1,7})-([0-9a-f]{1,16})-[0-9a-f]{6}"
-_PART = re.compile(rf"(\..+)\.(?:{_WRITER}|[0-9a-f]{{8}})\.part")  # or without who, as in 0.1.0
+_PART = re.compile(rf"(\..+)\.(?:{_WRITER}|[0-9a-f]{{8}})\.part")  # or without who
 _DAY_S = 86_400
 
 

@@ -108,7 +108,7 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention.
 
     Attributes:
-        attend: the one seam of the model: whoever has a faster way to attend puts it here.
+        attend: the seam of a layer: whoever has a faster way to attend puts it here.
     """
 
     def __init__(self, config: GPTConfig, *, causal: bool) -> None:

@@ -28,6 +28,7 @@ import torch
 
 from . import SAMPLE_RATE as SAMPLE_RATE
 from .bark import Bark
+from .checkpoint.suno_files import SUNO_NAMES
 from .checkpoint.voices import LANGUAGES
 from .commands.bars import Bars
 from .config import STAGES, GenerationConfig
@@ -55,7 +56,6 @@ History = dict[str, Array] | str | os.PathLike[str] | None
 """A voice: a name, an `.npz` file, or the dictionary that `output_full` returns."""
 
 _STAGES = {"text": "semantic", "coarse": "coarse", "fine": "fine", "codec": "codec"}
-_FILES = {"semantic": "text", "coarse": "coarse", "fine": "fine"}
 _bark: Bark | None = None
 _opening = threading.RLock()
 _small: dict[str, bool] = {}  # whether a transformer is the small one, if it was loaded here
@@ -275,7 +275,7 @@ def _loaded() -> Bark:
 def _open(small: dict[str, bool], gpu: bool) -> None:
     """Make a Bark of the released checkpoints, each transformer large unless it is to be small."""
     all_small = _is_set("SUNO_USE_SMALL_MODELS")
-    small = {stage: all_small or small.get(stage, False) for stage in _FILES}
+    small = {stage: all_small or small.get(stage, False) for stage in SUNO_NAMES}
     device = None if gpu else "cpu"
     if gpu and not torch.cuda.is_available() and _is_set("SUNO_ENABLE_MPS"):
         device = "mps" if torch.backends.mps.is_available() else None
@@ -292,7 +292,7 @@ def _places(small: dict[str, bool]) -> tuple[str, dict[str, str]]:
     """A model and where single stages are: in Suno's own folder if it has all, or on the hub."""
     folder = user_cache() / "suno" / "bark_v0"
     files = {
-        stage: folder / f"{_FILES[stage]}{'' if is_small else '_2'}.pt"
+        stage: folder / f"{SUNO_NAMES[stage]}{'' if is_small else '_2'}.pt"
         for stage, is_small in small.items()
     }
     if all(file.is_file() for file in files.values()):

@@ -1,5 +1,6 @@
 """Rows that come and go: each is what it is alone, and none waits for, or dies of, another."""
 
+import errno
 import os
 import signal
 import threading
@@ -367,14 +368,28 @@ class Cramped(CachedDecoder):
     """A decoder that asks for more memory than there is, for more rows than `most`."""
 
     most = 2
+    error: Exception | None = None  # else torch's
 
     def decode_one(self, tokens: Tensor, ids: slice) -> Tensor:
         if len(tokens) > self.most:
+            if self.error is not None:
+                raise self.error
             torch.empty(1 << 58)
         return super().decode_one(tokens, ids)
 
 
-def test_where_memory_runs_out_fewer_rows_go_on(bark, decoding_by, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        None,
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("could not allocate enough memory"),
+    ],
+    ids=["torch", "system", "cuda", "other"],
+)
+def test_where_memory_runs_out_fewer_rows_go_on(bark, decoding_by, monkeypatch, error):
+    monkeypatch.setattr(Cramped, "error", error)
     jobs = [Job(seed, [seed], allow_early_stop=False) for seed in range(9)]
     expected = [job.alone(bark)[0] for job in jobs]
     decoding_by(Cramped)

@@ -96,6 +96,11 @@ def take(decoder, sampling, parts=(16, 1, 5, 30), prompts=(11,), seed=0, idle=No
 
 
 def is_drafting(decoder):
+    """Whether its next steps will be drafted."""
+    if not isinstance(decoder, DraftedDecoder):
+        return False
+    if decoder._find is not None:
+        decoder._look_for_draft(decoder._find)
     return decoder._drafter is not None
 
 
@@ -222,14 +227,14 @@ def test_rows_of_a_batch_take_their_steps_without_and_a_row_that_is_left_with_dr
     for decoder in (drafting(model), CachedDecoder(model, 0, RowSumCache)):
         generators = [torch.Generator().manual_seed(row) for row in range(5)]
         decoder.prefill([torch.arange(9)], BOTH_HEADS[0])
-        was = [getattr(decoder, "_drafter", None) is not None]
+        was = [is_drafting(decoder)]
         decoder.join([torch.arange(n) for n in (5, 14, 3, 20)], BOTH_HEADS[0])
         tokens, kept = torch.arange(5), list(range(5))
         for leaving in ([], [0, 3, 4], [1]):
             decoder.keep([place for place, row in enumerate(kept) if row not in leaving])
             tokens = tokens[[row not in leaving for row in kept]]
             kept = [row for row in kept if row not in leaving]
-            was.append(getattr(decoder, "_drafter", None) is not None)
+            was.append(is_drafting(decoder))
             streams = RandomStreams([generators[row] for row in kept], CPU)
             active = [[True] * len(kept)] * 18
             chosen, _ = decoder.take_steps(tokens, ids_of(18), Sampling(), streams, active)
@@ -238,6 +243,18 @@ def test_rows_of_a_batch_take_their_steps_without_and_a_row_that_is_left_with_dr
         if isinstance(decoder, DraftedDecoder):
             assert was == [True, False, True, True]
     assert all(torch.equal(*pair) for pair in zip(made[:3], made[3:], strict=True))
+
+
+@torch.inference_mode()
+def test_who_takes_steps_one_by_one_needs_no_draft():
+    """As `minibark inspect`, which looks at each."""
+    model = dressed()
+    decoder = drafting(model)
+    decoder.prefill([torch.arange(9)], BOTH_HEADS[0])
+    for token in range(3):
+        decoder.decode_one(torch.tensor([token]), BOTH_HEADS[0])
+    assert drafted.made_draft(model) is None
+    assert is_drafting(decoder) and drafted.made_draft(model) is not None
 
 
 @torch.inference_mode()
@@ -305,6 +322,7 @@ def test_a_draft_that_fails_is_gone_on_without(monkeypatch):
     model = dressed()
     decoder = drafting(model)
     decoder.prefill([torch.arange(11)], BOTH_HEADS[1])
+    assert is_drafting(decoder)
     drafter = decoder._drafter
     right = drafter.choose
 

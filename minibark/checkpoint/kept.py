@@ -33,7 +33,7 @@ class Copy:
     Attributes:
         path: where it is.
         n_bytes: its size.
-        source: the pickle that it was made of; None where it does not say, as before 0.1.1.
+        source: the pickle that it was made of; None where it does not say.
         state: whether that pickle is `HERE` as it was, `GONE` or `CHANGED`, or `UNKNOWN`.
     """
 

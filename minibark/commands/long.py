@@ -53,7 +53,6 @@ def reading_of(
 
 
 def say_pieces(
-    bark: Bark,
     reading: Reading,
     bars: Bars,
     on_step: OnStep,

@@ -144,7 +144,7 @@ def _say(
             out = AudioStream(sys.stdout.buffer, bark.sample_rate, args.raw) if is_stream else None
         if out:
             stack.enter_context(contextlib.closing(out))
-        return say_pieces(bark, reading, bars, on_step, start, out)
+        return say_pieces(reading, bars, on_step, start, out)
 
 
 def _write(said: Said, args: argparse.Namespace, sample_rate: int) -> None:

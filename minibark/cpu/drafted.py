@@ -43,8 +43,8 @@ from .scripted import AT_ONCE, ScriptedDecoder
 # Three rows gain nothing: they share what is read anyway, and a draft is wrong in one more often.
 DRAFTED = {1: 16, 2: 8}
 LEAST_GAIN = 2  # times that int8's products must be faster than float32's
-# Share of the steps asked of passes that they must make, of so many, or a decoder goes on without:
-# with less, drafts take longer than they save.
+# Once JUDGED_AFTER steps have been asked of passes, a decoder goes on without drafts unless
+# LEAST_MADE of these steps were made by them: with less, drafts take longer than they save.
 LEAST_MADE, JUDGED_AFTER = 0.5, 64
 
 Weights = list[tuple[int, int]]
@@ -66,19 +66,20 @@ class DraftedDecoder(ScriptedDecoder):
     ) -> None:
         super().__init__(model, n_merged, new_cache)
         self._drafter: ScriptedDecoder | None = None
+        self._find: Callable[[GPT], GPT | None] | None = None  # a draft, when steps ask for one
         self._n_asked = self._n_made = 0
 
     def keep(self, rows: list[int]) -> bool:
         """See `Decoder`."""
         kept = super().keep(rows)
-        self._look_for_draft(made_draft)  # what is left of a batch is not worth making one
+        self._begin_drafts(made_draft)  # what is left of a batch is not worth making one
         return kept
 
     def join(self, prompts: Sequence[Tensor], ids: slice) -> Tensor:
         """See `Decoder`."""
         logits = super().join(prompts, ids)
         self._n_asked = self._n_made = 0
-        self._look_for_draft(draft_of)
+        self._begin_drafts(draft_of)
         return logits
 
     def choose(
@@ -87,6 +88,8 @@ class DraftedDecoder(ScriptedDecoder):
         """See `ScriptedDecoder`."""
         chosen, last_p = list[Tensor](), list[Tensor]()
         done = 0
+        if self._find is not None and len(ids) > 1:
+            self._look_for_draft(self._find)
         while done < len(ids):
             if self._drafter is None or len(ids) == 1:
                 made, p = super().choose(tokens, ids[done:], sampling, noise[done:])
@@ -143,18 +146,23 @@ class DraftedDecoder(ScriptedDecoder):
     def _pays(self) -> bool:
         return self._n_asked < JUDGED_AFTER or self._n_made >= LEAST_MADE * self._n_asked
 
-    def _look_for_draft(self, find: Callable[[GPT], GPT | None]) -> None:
+    def _begin_drafts(self, find: Callable[[GPT], GPT | None]) -> None:
+        """Let the next steps be drafted, if they may be, by what `find` finds."""
         self._forget_draft()
         # Not for a model with hooks and the like, which are to see step after step.
         is_plain = type(self.cache) is RowSumCache and bool(parts_of(self.model))
-        may = self.n_rows in DRAFTED and is_plain and self._pays
-        if may and (draft := find(self.model)) is not None:
-            self._drafter = ScriptedDecoder(draft, 0, self.new_cache)
-            self._drafter.take_over(self.cache)
-            self.steps_at_once = DRAFTED[self.n_rows]
+        if self.n_rows in DRAFTED and is_plain and self._pays:
+            self._find, self.steps_at_once = find, DRAFTED[self.n_rows]
+
+    def _look_for_draft(self, find: Callable[[GPT], GPT | None]) -> None:
+        if (draft := find(self.model)) is None:
+            self._forget_draft()
+            return
+        self._drafter, self._find = ScriptedDecoder(draft, 0, self.new_cache), None
+        self._drafter.take_over(self.cache)
 
     def _forget_draft(self) -> None:
-        self._drafter, self.steps_at_once = None, AT_ONCE
+        self._drafter, self._find, self.steps_at_once = None, None, AT_ONCE
 
 
 def made_draft(model: GPT) -> GPT | None:

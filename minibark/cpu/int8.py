@@ -29,7 +29,7 @@ class Int8Linear(Packed):
         fast = abilities.has_int8_linear()
         self.scale = None if fast else scale.clone()
         self.weight = None if fast else weight.clone()
-        self.packed = _pack_int8(weight, scale, self.bias) if abilities.has_int8_linear() else None
+        self.packed = _pack_int8(weight, scale, self.bias) if fast else None
         # Without VNNI, pairs of 8-bit products saturate: one bit less for the activations.
         self.reduce_range = not abilities.has_vnni()
 

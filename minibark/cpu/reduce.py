@@ -4,10 +4,11 @@
     int8                a scale for each row (`int8.py`)
     int4                a scale and a zero for each 32 numbers of a row (`int4.py`)
 
-Whatever it is, a product takes float32 and gives float32; LayerNorms, cache, logits and the codec
-are float32. int4 is for the causal models' layers, whose steps read every weight for one position.
-What changes the tokens more stays int8: the first layer, heads and tables. So does the fine model,
-whose products are bound by arithmetic.
+LayerNorms, logits and the codec are float32. A product takes float32 and gives it, or bfloat16
+where what follows rounds to that or adds it to float32. With int8 and int4 the cache of wide models
+is in bytes (`byte_sums.py`). int4 is for the causal models' layers, whose steps read every weight
+for one position. What changes the tokens more stays int8: the first layer, heads and tables. So
+does the fine model, whose products are bound by arithmetic.
 
 Operators that make this fast may be missing or slow elsewhere (`abilities.py`).
 """

@@ -25,7 +25,7 @@ class Classifier:
     Attributes:
         weight: (1, C) float64.
         bias: (1,) float64.
-        fingerprint: of the HuBERT whose features it was fitted to (`Hubert.fingerprint`); None
+        fingerprint: of the HuBERT whose features it was fitted to (`pretrained.fingerprint`); None
             where that is not known.
     """
 

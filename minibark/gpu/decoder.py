@@ -48,8 +48,6 @@ class StaticKVCache(KVCache):
 
     def __init__(self, model: GPT, batch_size: int) -> None:
         super().__init__(model, batch_size)
-        for buffer in self.kv:
-            buffer.zero_()  # what is masked is multiplied by 0, so it must not be NaN
         device = model.transformer.wpe.weight.device
         self.device_lengths = torch.zeros(batch_size, dtype=torch.int32, device=device)
         self.n_keys = model.config.block_size

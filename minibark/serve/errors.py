@@ -43,13 +43,13 @@ class RequestError(ValueError):
         return {"error": about}
 
     def response(self) -> Response:
-        """The answer; a body that was not read to its end closes the connection."""
+        """The answer; of a body that was given up, one that closes the connection."""
         headers = {}
         if self.retry_after_s is not None:
             headers["retry-after"] = str(self.retry_after_s)
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
-        if self.status in (408, 413):
+        if self.status == 413 or self.code == "slow_body":
             headers["connection"] = "close"
         return json_response(self.document(), self.status, headers)
 

@@ -18,7 +18,7 @@ import torch
 from .._version import __version__
 from ..audio import encode_audio
 from ..cpu.abilities import give_memory_back
-from ..files import reason, warn
+from ..files import is_out_of_memory, reason, warn
 from ..options import Options
 from ..pipeline import Audio, Row
 from ..sampling import OnStep
@@ -32,7 +32,7 @@ from .manifest import BadLine, Line, seed_of
 from .pieces import Spoken, cut, is_one
 from .reading import Reading
 from .split import CHARACTERS_PER_S, MissingExtraError, spoken_length
-from .ticket import Ticket, is_out_of_memory, told_of_memory
+from .ticket import Ticket, told_of_memory
 
 _NO_AUDIO = "no audio came of it: another seed, a higher min_eos_p or another wording may help"
 

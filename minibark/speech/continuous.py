@@ -19,7 +19,7 @@ import torch
 
 from .. import coarse
 from ..decoding import Decoder, own_stream
-from ..files import warn
+from ..files import is_out_of_memory, warn
 from ..model import GPT
 from ..options import Options
 from ..pipeline import Pipeline, Row
@@ -28,7 +28,7 @@ from ..semantic import END_TEST_STEPS, max_semantic_steps, semantic_prompt
 from ..voice import Voice
 from .batch import MOST_ROWS, positive
 from .steps import CoarseRow, CoarseWindows, SemanticRow, SemanticSteps, least_end_p
-from .ticket import Ticket, is_out_of_memory, key_of, told_of_memory
+from .ticket import Ticket, key_of, told_of_memory
 
 
 class ContinuousBatch:
@@ -52,8 +52,9 @@ class ContinuousBatch:
         Args:
             pipeline: what it goes through.
             most: rows in each token loop, to begin with.
-            patience: how many turns a group waits for one of as many rows, and how many times as
-                many for one of more. 1 is for who listens; more fills batches, for who does not.
+            patience: a group of rows has its turn once its rows times the turns that it has waited
+                are `patience` times the rows of the largest. 1 is for who listens; more fills
+                batches, for who does not.
 
         Raises:
             ValueError: either is no positive whole number.

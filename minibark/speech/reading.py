@@ -59,7 +59,7 @@ class Reading:
             raise DialogError(
                 f"speakers must be a mapping, name to voice, not {type(speakers).__name__}"
             )
-        if isinstance(text, str) and (self._options.normalize or self._stages.normalize) == "all":
+        if (self._options.normalize or self._stages.normalize) == "all":
             text = plain(text, self._stages.tokenizer, "all")  # marks may stand before names
         lines = parse_dialog(text, speakers)
         self.voices = {name: self._stages.load_voice(speakers[name]) for name in speakers}

@@ -67,13 +67,6 @@ class Ticket:
             self.error = error
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it tells that memory ran out."""
-    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
-    is_cpu_s = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return is_cpu_s or isinstance(error, kinds)
-
-
 def told_of_memory(error: BaseException, most: int) -> str:
     """What to tell of it where so many rows go on."""
     rows = "row" if most == 1 else "rows"

@@ -132,8 +132,8 @@ def trace(
 ) -> Trace:
     """All that happens when `bark.generate(text, voice, **options)` makes one utterance.
 
-    It takes little longer: the steps are the same, the text model reads the result once more, and
-    the codec decodes a few times more.
+    The steps are taken one by one, which in float32 on a CPU takes wide models twice as long; the
+    text model reads the result once more, and the codec decodes a few times more.
 
     Args:
         bark: any, in every precision and on every device.
