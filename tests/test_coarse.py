@@ -162,6 +162,16 @@ def test_history_is_trimmed_and_loses_its_last_two_ids():
     assert coarse_history(VOICES["short-odd"], GENERATION)[1][0] >= 11_024
 
 
+def test_a_history_of_three_codebooks_loses_a_frame_too():
+    """So that the next id, one of the first codebook, follows one of the last."""
+    g = dataclasses.replace(GENERATION, n_coarse_codebooks=3)
+    voice = random_voice(40)
+    voice = dataclasses.replace(voice, coarse=voice.fine[:3])
+    ids = coarse_history(voice, g)[1]
+    assert (ids[-1] - g.semantic_vocab_size) // g.codebook_size == 2
+    assert ids[-1] % 1024 == (g.semantic_vocab_size + voice.coarse[2, -2]) % 1024
+
+
 def test_a_voice_too_short_to_leave_a_history_is_no_voice(model):
     """The reference's `x[-0:]` would keep all of it."""
     semantic, speck = semantic_tokens(15), random_voice(1)

@@ -18,7 +18,9 @@ from minibark.commands import main
 pytest.importorskip("starlette")
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 
+from minibark.serve import speech
 from minibark.serve.door import Admission, checked_origin
 from minibark.serve.errors import RequestError
 from minibark.serve.speech import House
@@ -191,6 +193,20 @@ def test_who_takes_nothing_is_given_less_time_at_the_end():
         return time.monotonic() - begin
 
     assert 0.1 < asyncio.run(wait_and_close()) < 10
+
+
+def test_a_body_that_does_not_come_closes_its_connection(monkeypatch):
+    """What would come of it later is no request."""
+    monkeypatch.setattr(speech, "_BODY_S", 0.05)
+
+    async def nothing() -> None:
+        await asyncio.sleep(60)
+
+    request = Request({"type": "http", "headers": []}, nothing)
+    with pytest.raises(RequestError, match="did not come within") as caught:
+        asyncio.run(speech.read_body(request, Desk(1, 1), 1000))
+    response = caught.value.response()
+    assert (response.status_code, response.headers["connection"]) == (400, "close")
 
 
 def test_the_end_waits_for_no_body_and_a_second_signal_is_no_failure():
