@@ -134,7 +134,8 @@ class Bark(Stages):
         self.normalize = normalize
 
     def _open(self, reopen: Callable[[], Checkpoint], choice: fast.Choice, offload: bool) -> None:
-        checkpoint = reopen()
+        with torch.inference_mode(False):  # what is opened is for others too
+            checkpoint = reopen()
         self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
         self.voices, self.normalize = checkpoint.voices, checkpoint.normalize
         self.pipeline = Pipeline(self.config, Reopening(checkpoint, reopen), choice, offload)

@@ -53,11 +53,11 @@ def coarse_history(voice: Voice | None, config: GenerationConfig) -> tuple[Tenso
 
     Source: suno-ai/bark, bark/generation.py, generate_coarse.
     """
-    empty = torch.zeros(0, dtype=torch.int64)
+    empty = torch.zeros(0, dtype=torch.int64, device="cpu")
     if voice is None:
         return empty, empty
     ratio, n_codebooks = config.semantic_to_coarse_ratio, config.n_coarse_codebooks
-    offsets = torch.arange(n_codebooks)[:, None] * config.codebook_size
+    offsets = torch.arange(n_codebooks, device="cpu")[:, None] * config.codebook_size
     ids = (voice.coarse + offsets + config.semantic_vocab_size).T.flatten()
     n_semantic = min(
         math.floor(config.max_coarse_history / ratio),

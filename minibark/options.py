@@ -7,6 +7,7 @@ them, so that a bad value gives the same words wherever it comes in.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -274,8 +275,11 @@ def _checked(name: str, knob: Knob, value: Any) -> Any:
     if knob.kind is int and isinstance(value, (float, np.floating)) and float(value).is_integer():
         value = int(value)
     is_bool = isinstance(value, (bool, np.bool_))
-    if isinstance(value, kinds[knob.kind]) and is_bool == (knob.kind is bool) and knob.holds(value):
-        return knob.kind(value)
+    if isinstance(value, kinds[knob.kind]) and is_bool == (knob.kind is bool):
+        # As it will be kept: a number may be within bounds and too large for a float.
+        with contextlib.suppress(OverflowError):
+            if knob.holds(plain := knob.kind(value)):
+                return plain
     raise ValueError(f"{name} must be {knob.must_be}, got {brief(value)}")
 
 

@@ -188,7 +188,9 @@ class Pipeline:
             raise ValueError(f"unknown stage {stage!r}; expected one of {', '.join(STAGES)}")
         with self._building:
             if stage not in self._modules:
-                module = fast.build(stage, self.config, self._states[stage], self.choice)
+                # Whoever asks first may be in inference mode; others must be able to train it.
+                with torch.inference_mode(False):
+                    module = fast.build(stage, self.config, self._states[stage], self.choice)
                 if not self.offload:
                     module.to(self.choice.device)  # never again: others may be running it by then
                 self._modules[stage] = module

@@ -14,13 +14,21 @@ _SETTING = threading.RLock()
 
 
 @contextlib.contextmanager
-def running(device: torch.device) -> Iterator[None]:
-    """Neither autocast nor a default device nor TF32 while the block runs on `device`."""
+def plainly(device: torch.device) -> Iterator[None]:
+    """Neither autocast nor a default device while the block runs on `device`."""
     with contextlib.ExitStack() as settings:
         if torch.is_autocast_enabled(device.type):
             settings.enter_context(torch.autocast(device.type, enabled=False))
         if torch.get_default_device().type != "cpu":
             settings.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextlib.contextmanager
+def running(device: torch.device) -> Iterator[None]:
+    """The same, and no TF32."""
+    with contextlib.ExitStack() as settings:
+        settings.enter_context(plainly(device))
         if device.type == "cuda":
             settings.enter_context(_SETTING)  # the two below are the process's, not the thread's
             # cuDNN would first plan its attention for every length, and round sums to TF32.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from .files import shown, warn
-from .tokenizer import Tokenizer
+from .tokenizer import MAX_WORD_CHARS, Tokenizer
 
 LEVELS = ("off", "plain", "all")
 """How far a text is made plain: not; what the vocabulary lacks; that, and marks dropped."""
@@ -87,10 +87,19 @@ def plain(text: str, tokenizer: Tokenizer, level: str = "plain") -> str:
     return text
 
 
-def _lost(words: Iterable[tuple[str, list[int]]], tokenizer: Tokenizer) -> list[str]:
-    """Those of `Tokenizer.words` that no piece stands for."""
-    unknown = tokenizer.encode("[UNK]")
-    return [word for word, ids in words if ids == unknown and word != "[UNK]"]
+def _lost(
+    words: Iterable[tuple[str, list[int]]], tokenizer: Tokenizer, is_cut: bool = False
+) -> list[str]:
+    """Those of `Tokenizer.words` that no piece stands for; in a text that is cut, long ones are."""
+    unknown, most = tokenizer.encode("[UNK]"), MAX_WORD_CHARS if is_cut else None
+    lost = (word for word, ids in words if ids == unknown and word != "[UNK]")
+    return [
+        word
+        for word in lost
+        if most is None
+        or len(word) <= most
+        or not all(tokenizer.reads(word[i : i + most]) for i in range(0, len(word), most))
+    ]
 
 
 def _without_marks(text: str) -> str:
@@ -121,17 +130,23 @@ def readable_ids(text: str, tokenizer: Tokenizer, level: str = "off") -> list[in
     return [index for _, ids in readable_words(text, tokenizer, level)[1] for index in ids]
 
 
-def readable(text: str, tokenizer: Tokenizer, level: str = "off") -> str:
+def readable(text: str, tokenizer: Tokenizer, level: str = "off", *, is_cut: bool = False) -> str:
     """The text made plain as told (`plain`); a warning says what cannot be read in it.
+
+    Args:
+        text: what is to be said.
+        tokenizer: of the model.
+        level: as of `plain`.
+        is_cut: whether the text will be cut into pieces, and words that are too long with it.
 
     Raises:
         ValueError: there is nothing to say.
     """
-    return readable_words(text, tokenizer, level)[0]
+    return readable_words(text, tokenizer, level, is_cut=is_cut)[0]
 
 
 def readable_words(
-    text: str, tokenizer: Tokenizer, level: str = "off"
+    text: str, tokenizer: Tokenizer, level: str = "off", *, is_cut: bool = False
 ) -> tuple[str, list[tuple[str, list[int]]]]:
     """What `readable` gives, and its words with their ids as `Tokenizer.words` does; its errors."""
     if not text.strip():
@@ -142,7 +157,7 @@ def readable_words(
         raise ValueError(
             "the text holds nothing that can be read (only control characters, emoji?)"
         )
-    lost = _lost(words, tokenizer) + _SHOWN_BUT_DROPPED.findall(text)
+    lost = _lost(words, tokenizer, is_cut) + _SHOWN_BUT_DROPPED.findall(text)
     if lost:
         _warn_of_lost(lost, len(words), plain(text, tokenizer) != text)
     is_markdown = any(pattern.search(text) for pattern, _ in _MARKDOWN)

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import is_file, reason, shown
+from ..files import is_file, reason, shown, warn
 
 BUILT_IN = "tiny"
 RANDOM = "random"
@@ -98,9 +98,16 @@ class Source:
                 f"this minibark was built without the model {BUILT_IN!r}: {self.path} has no "
                 "config.json. Install it from a complete checkout, or name another model"
             )
+        if not self.name:
+            raise FileNotFoundError("no model '': name a hub repository or a folder")
+        is_here = self.is_random or self.is_local or os.path.isfile(self.path)
+        if is_here and self.revision not in (None, "main"):
+            warn(
+                f"{shown(self.name)} is not on the hub, so revision {self.revision!r} means nothing"
+            )
         if self.is_random:
             return self
-        if self.is_local or os.path.isfile(self.path):
+        if is_here:
             return dataclasses.replace(self, root=self.path.absolute())
         if _PATH.search(self.name):
             raise FileNotFoundError(

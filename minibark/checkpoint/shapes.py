@@ -20,8 +20,9 @@ from .tensors import State
 
 
 def new_module(stage: str, config: BarkConfig) -> nn.Module:
-    """The untrained module of a stage."""
-    return _module(stage, getattr(config, stage))
+    """The untrained module of a stage, in float32 on the CPU whatever is usual."""
+    with torch.device("cpu"), InFloat32():
+        return _module(stage, getattr(config, stage))
 
 
 # The initialisers draw from torch's own stream, which all threads share.
@@ -50,6 +51,18 @@ def _module(stage: str, part: Any) -> nn.Module:
     if stage == "codec":
         return CodecDecoder(part)
     return FineGPT(part) if stage == "fine" else GPT(part)
+
+
+class InFloat32(TorchFunctionMode):
+    """Makes tensors that no type is given for in float32; torch's own setting is the process's."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.randn, torch.zeros, torch.ones) and not kwargs.get("dtype"):
+            kwargs["dtype"] = torch.float32
+        return func(*args, **kwargs)
 
 
 class NoDraws(TorchFunctionMode):

@@ -24,8 +24,17 @@ def add_to(commands: Commands, parent: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run)
     parser.add_argument("source", metavar="SRC", help="hub repository, directory or 'tiny'")
     parser.add_argument("destination", metavar="DST", help="directory to make")
-    parser.add_argument("--voices", metavar="NAMES", help="take only these, comma between (all)")
+    parser.add_argument(
+        "--voices", type=_names, metavar="NAMES", help="take only these, comma between (all)"
+    )
     add_precision(parser, STORED, "as it is")
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"expected names with a comma between, got {text!r}")
+    return names
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -35,7 +44,7 @@ def _run(args: argparse.Namespace) -> None:
             args.source,
             args.destination,
             precision=args.precision,
-            voices=args.voices.split(",") if args.voices else None,
+            voices=args.voices,
             on_step=bars.step,
             **checkpoint_options(args),
         )

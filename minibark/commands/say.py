@@ -26,6 +26,7 @@ from .shared import (
     add_running,
     check_distinct,
     check_writable,
+    given,
     naming_stdout,
     open_bark,
     options_of,
@@ -172,6 +173,8 @@ def _check_places(args: argparse.Namespace) -> None:
         raise ValueError(
             "--one-piece makes one piece; --split-preview shows what it would be without"
         )
+    if args.one_piece and (idle := given(args, LongOptions)):
+        raise ValueError(f"--one-piece makes one piece; leave {', '.join(idle)} out")
     if args.speaker and (args.voice or args.one_piece):
         raise ValueError("--speaker has the voices of a dialog; leave --voice and --one-piece out")
     if args.speaker:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ..bark import Bark
 from ..checkpoint.hub import BUILT_IN, RANDOM
+from ..config import STAGES
 from ..files import shown
 from ..options import Knobs, Options, flag_of, knobs
 from ..precision import BACKENDS, PRECISIONS
@@ -115,6 +116,8 @@ def _stage_option(text: str) -> tuple[str, str]:
     stage, separator, place = text.partition("=")
     if not separator or not place:
         raise argparse.ArgumentTypeError(f"expected STAGE=PLACE, got {text!r}")
+    if stage not in STAGES:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(STAGES)}, got {stage!r}")
     return stage, place
 
 
@@ -209,6 +212,12 @@ def options_of(args: argparse.Namespace, kind: type[K]) -> K:
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         raise ValueError(f"{flag_of(name, dict(knobs(kind))[name])} {rest}") from error
+
+
+def given(args: argparse.Namespace, kind: type[K]) -> list[str]:
+    """The flags of these knobs that differ from what they are by default."""
+    usual = vars(kind())
+    return [flag_of(name, knob) for name, knob in knobs(kind) if getattr(args, name) != usual[name]]
 
 
 def _number_or_none(kind: type) -> Any:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..config import CheckpointError
+from ..surroundings import running
 from .classifier import Classifier
 from .containers import AudioError
 from .hubert import Hubert
@@ -179,7 +180,7 @@ def features_of(hubert: Hubert, pieces: Iterable[Tensor]) -> Iterator[_Array]:
     for audio in pieces:
         if len(audio) < hubert.config.least_samples:
             continue
-        with torch.inference_mode():
+        with running(device), torch.inference_mode():
             mean: _Array = hubert(audio[None].to(device))[0].mean(0).cpu().numpy()
         if not np.isfinite(mean).all():
             raise CheckpointError("the HuBERT gives features that are not finite numbers")

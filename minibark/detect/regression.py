@@ -35,7 +35,7 @@ def fit(features: Floats, is_bark: Flags, strength: float) -> tuple[Floats, Floa
     y = torch.from_numpy(is_bark).double()
     counts = torch.stack((len(y) - y.sum(), y.sum()))
     share = (0.5 / counts)[y.long()]  # what each example weighs, 1 together
-    penalty = torch.full((x.shape[1],), strength, dtype=torch.float64)
+    penalty = torch.full((x.shape[1],), strength, dtype=torch.float64, device="cpu")
     penalty[-1] = 0
     w = x.new_zeros(x.shape[1])
 

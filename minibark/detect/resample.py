@@ -26,9 +26,9 @@ def resample(audio: Tensor, rate: int, new_rate: int) -> Tensor:
     old, new = (r // math.gcd(rate, new_rate) for r in (rate, new_rate))
     cutoff = _ROLLOFF * min(old, new) / old  # zeros a sample
     reach = math.ceil(_CROSSINGS / cutoff)
-    taps = torch.arange(-reach, reach + 2)
+    taps = torch.arange(-reach, reach + 2, device="cpu")
     # New sample i lies at i * old / new: whole samples, and a part that comes round every `new`.
-    parts = torch.arange(new) * old % new / new
+    parts = (torch.arange(new, device="cpu") * old % new).float() / new
     zeros = (taps - parts[:, None].double()) * cutoff
     window = (zeros.clamp(-_CROSSINGS, _CROSSINGS) * (math.pi / 2 / _CROSSINGS)).cos() ** 2
     kernels = (zeros.sinc() * window * cutoff).float().to(audio.device)  # (new, taps)

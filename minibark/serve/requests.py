@@ -73,13 +73,22 @@ def parse(body: bytes) -> SpeechRequest:
 
 def _document(body: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        document = json.loads(
+            body.decode("utf-8-sig"), parse_constant=_no_constant, object_pairs_hook=_unique
+        )
     except (ValueError, RecursionError) as error:
         why = "it nests too deeply" if isinstance(error, RecursionError) else shown(str(error), 200)
         raise RequestError(400, f"the body must be JSON in UTF-8: {why}", code="bad_json") from None
     if not isinstance(document, dict):
         raise RequestError(400, "the body must be a JSON object", code="bad_json")
     return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"it has {shown(twice[0], 60)!r} twice")
+    return dict(pairs)
 
 
 def _no_constant(name: str) -> NoReturn:

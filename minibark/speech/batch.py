@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from reprlib import repr as brief
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ MOST_ROWS = 8
 
 def positive(value: object, name: str) -> int:
     """A number of rows or clips; ValueError for anything but a positive whole number."""
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} must be a positive whole number, got {value!r:.40}")
-    return value
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1:
+        return int(value)
+    raise ValueError(f"{name} must be a positive whole number, got {brief(value)}")
 
 
 def in_groups(

@@ -106,7 +106,7 @@ class Maker:
         stages, notes = self._stages, list[str]()
         with _noting(notes):
             level = line.options.normalize or stages.normalize
-            text = readable(line.text, stages.tokenizer, level)
+            text = readable(line.text, stages.tokenizer, level, is_cut=not self._one_piece)
         limit = stages.config.generation.max_input_semantic_length
         expected_s, ids = spoken_length(text) / CHARACTERS_PER_S, stages.tokenizer.encode(text)
         if self._one_piece:
@@ -180,7 +180,7 @@ class Maker:
         line = one.task.line
         one.seed, one.n_tries = _seed(line, one.n_tries), one.n_tries + 1
         stream = torch.Generator(self._stages.device).manual_seed(one.seed)
-        row = Row(torch.tensor(one.task.ids), one.task.voice, stream)
+        row = Row(torch.tensor(one.task.ids, device="cpu"), one.task.voice, stream)
         at_work[batch.add(row, line.options, on_step)] = one
 
     def _is_good(self, one: _Try, ticket: Ticket) -> bool:

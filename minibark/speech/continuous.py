@@ -209,7 +209,7 @@ class ContinuousBatch:
         for ticket in tickets:
             if ticket.steps and ticket.steps.has_ended:
                 ticket.tell(ticket.steps.n_done, ticket.steps.n_done)
-                ticket.semantic = torch.tensor(ticket.steps.tokens, dtype=torch.int64)
+                ticket.semantic = torch.tensor(ticket.steps.tokens, dtype=torch.int64, device="cpu")
                 self._begin_coarse(ticket)
 
     def _let_in(self, steps: SemanticSteps, tickets: Sequence[Ticket]) -> None:

@@ -166,7 +166,7 @@ class Speaker:
         seeds = [(self.first_seed + i + attempt * _NEXT_TRY) % 2**63 for i, _ in group]
         rows = [
             Row(
-                torch.tensor(self.tokenizer.encode(turn.piece.text)),
+                torch.tensor(self.tokenizer.encode(turn.piece.text), device="cpu"),
                 voices[turn.speaker],
                 torch.Generator(device).manual_seed(seed),
             )

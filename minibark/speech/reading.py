@@ -108,7 +108,7 @@ class Reading:
     def _turns(self, text: str, speaker: str) -> list[Turn]:
         stages, plan = self._stages, self._plan
         level = self._options.normalize or stages.normalize
-        text = readable(text, stages.tokenizer, level)
+        text = readable(text, stages.tokenizer, level, is_cut=True)
         limit = stages.config.generation.max_input_semantic_length
         pieces = cut(text, stages.tokenizer, limit, plan)
         return [Turn(piece, speaker) for piece in pieces]

@@ -32,7 +32,7 @@ class ClosedError(ValueError):
 def spoken(stages: Stages) -> Pipeline:
     """The pipeline of a Bark that has said a word, so that what is made at the first is there."""
     options = Options(seed=0, max_duration_s=0.5)
-    ids = torch.tensor(stages.tokenizer.encode("Hello."))
+    ids = torch.tensor(stages.tokenizer.encode("Hello."), device="cpu")
     row = Row(ids, None, options.generator(stages.device))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

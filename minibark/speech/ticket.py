@@ -41,8 +41,10 @@ class Ticket:
     stage: str = "semantic"
     is_dropped: bool = False
     is_alone: bool = False  # since it is to be told apart from others
-    semantic: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    coarse: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    semantic: Tensor = field(
+        default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu")
+    )
+    coarse: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu"))
     steps: SemanticRow | None = None
     windows: CoarseRow | None = None
     before: Tensor | None = None  # its stage, its random stream's state

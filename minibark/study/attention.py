@@ -40,7 +40,7 @@ def text_attention(
     n_steps = len(tokens)
     device = model.transformer.wpe.weight.device
     config = model.config
-    found = torch.zeros(config.n_layer, config.n_head, n_steps, n_text)
+    found = torch.zeros(config.n_layer, config.n_head, n_steps, n_text, dtype=torch.float32)
     if not n_steps:
         return found
     # The last token is nobody's past.

@@ -40,7 +40,7 @@ class Draws:
 def draws_of(logits: Sequence[Tensor], tokens: Tensor, sampling: Sampling) -> Draws:
     """The draws of tokens (n,), as indices into the logits (V,) of each step; (n,)."""
     n = len(tokens)
-    p, own_p, entropy = (torch.zeros(n) for _ in range(3))
+    p, own_p, entropy = (torch.zeros(n, dtype=torch.float32) for _ in range(3))
     rank = torch.zeros(n, dtype=torch.int64)
     for start in range(0, n, _CHUNK):
         part = slice(start, min(start + _CHUNK, n))

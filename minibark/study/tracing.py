@@ -21,6 +21,7 @@ from ..options import GenerateOptions, TokensLike, token_ids
 from ..pipeline import Audio, Row, warn_of_ends
 from ..semantic import semantic_prompt
 from ..speech.plan import one_utterance
+from ..surroundings import plainly
 from ..text import readable_words
 from ..voice import Voice
 from .align import Alignment, align
@@ -144,7 +145,13 @@ def trace(
     Raises:
         ValueError, VoiceError, FileNotFoundError: as from `Bark.generate`.
     """
-    knobs: dict[str, Any] = {**options}
+    with plainly(bark.device):
+        return _trace(bark, text, voice, {**options})
+
+
+def _trace(
+    bark: Bark, text: str | TokensLike | ReadText, voice: VoiceLike, knobs: dict[str, Any]
+) -> Trace:
     on_step = knobs.pop("on_step", None)
     checked = one_utterance(knobs)
     g, history = bark.pipeline.windowed(checked), bark.load_voice(voice)
