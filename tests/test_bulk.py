@@ -489,6 +489,7 @@ BAD = {
     '{"id": "lpt1.x", "text": "a"}': "is a device of Windows",
     '{"id": "p1", "text": "a", "piece_length": 50}': "did you mean goal?",
     '{"id": "p2", "text": "a", "plain-text": "all"}': "did you mean normalize?",
+    '{"id": "o6", "text": "a", "temperature": 1' + "0" * 350 + "}": "temperature must be",
     '{"id": "n1", "text": "a", "seed": ' + "1" * 5000 + "}": "it has a number of 5000 digits",
     "[" * 100_000: "nested too deeply",
 }

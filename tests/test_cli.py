@@ -230,6 +230,42 @@ def test_convert_narrows_and_the_result_speaks(model, tmp_path, capsys):
     assert [p.name for p in (tmp_path / "one" / "voices").rglob("*.npz")] == ["narrator.npz"]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["convert", "tiny", "x", "--voices", ""], "expected names with a comma between, got ''"),
+        (["convert", "tiny", "x", "--voices", "female,"], "expected names with a comma between"),
+        (["info", "tiny", "--stage", "foo=bar"], "expected one of semantic, coarse"),
+    ],
+)
+def test_options_that_name_nothing_are_wrong_usage(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_blanks_between_names_are_no_part_of_them(tmp_path):
+    folder = tmp_path / "two"
+    assert main(["convert", "tiny", str(folder), "--voices", "female, male", "-q"]) == 0
+    assert len(list((folder / "voices").rglob("*.npz"))) == 2
+
+
+def test_a_model_without_a_name_is_none(tmp_path, monkeypatch, capsys):
+    """As of a variable of the shell that is not set; not what lies in the current folder."""
+    assert main(["convert", "tiny", str(tmp_path / "here"), "-q"]) == 0
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["info", ""]) == 1
+    assert "no model ''" in capsys.readouterr().err
+    assert main(["info", "."]) == 0
+
+
+def test_a_revision_of_what_is_not_on_the_hub_is_told_of(capsys):
+    assert main(["info", "tiny", "--revision", "v2"]) == 0
+    assert "tiny is not on the hub, so revision 'v2' means nothing" in capsys.readouterr().err
+    assert main(["info", "tiny", "--revision", "main"]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_convert_to_int8_and_what_info_tells_of_it(model, tmp_path, capsys):
     small, out = str(tmp_path / "int8"), tmp_path / "out.wav"
     assert main(["convert", model, small, "--precision", "int8", "-q"]) == 0
@@ -273,7 +309,6 @@ FAILURES = {
     "missing voice file": (["say", "a", "--voice", "{tmp}/nobody.npz"], "no voice file"),
     "broken voice file": (["say", "a", "--voice", "{tmp}/broken.npz"], "not a readable voice"),
     "unknown device": (["say", "a", "--device", "warp"], "device 'warp'"),
-    "no such stage": (["say", "a", "--stage", "vocoder=x"], "unknown stage 'vocoder'"),
     "not a model": (["say", "a", "--model", "{tmp}"], "has no config.json"),
     "unknown model": (["say", "a", "--model", "nobody/nothing", "--offline"], "nobody/nothing"),
     "nothing cached": (["voices", "--model", "no/body", "--offline"], "'tiny' ships with minibark"),

@@ -23,13 +23,13 @@ from minibark.sampling import OnStep, Sampling
 NAMES = [name for name, _ in knobs()]
 FLAGS = {name: knob.flag or "--" + name.replace("_", "-") for name, knob in knobs()}
 WRONG = {
-    "temperature": [-0.1, math.inf, math.nan, "hot", True, 1j],
+    "temperature": [-0.1, math.inf, math.nan, "hot", True, 1j, 10**400, np.longdouble("1e400")],
     "waveform_temperature": [-1, math.nan, [0.7]],
-    "fine_temperature": [-1, math.inf, b"1"],
+    "fine_temperature": [-1, math.inf, b"1", 10**309],
     "top_k": [-1, 2.5, "5", math.nan],
     "top_p": [0, -0.1, 1.01, math.nan, False],
     "min_eos_p": [-0.1, 1.1, math.nan],
-    "max_duration_s": [0, -1, math.nan, math.inf],
+    "max_duration_s": [0, -1, math.nan, math.inf, 10**400],
     "allow_early_stop": [1, None, "yes"],
     "max_coarse_history": [0, -3, 1.5],
     "sliding_window_len": [0, -3, "60"],

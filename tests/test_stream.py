@@ -383,8 +383,10 @@ def test_failures_are_one_line_and_leave_nothing(model, words, message, tmp_path
 
 def test_one_piece_is_cut_as_suno_does(model, quick, tmp_path, capsys):
     path: Path = tmp_path / "a.wav"
-    assert say(model, TEXT, "--one-piece", "-q", "-o", path) == 0
-    (line,) = capsys.readouterr().err.splitlines()
+    assert say(model, TEXT, "--one-piece", "--piece-length", "50", "-q", "-o", path) == 0
+    first, line = capsys.readouterr().err.splitlines()
+    idle = "--one-piece makes one piece, for which --retries, --piece-length means nothing"
+    assert first == f"minibark: warning: {idle}"
     assert "the text has 26 tokens, of which Bark reads the first 8: the other 18 are" in line
     samples, _ = soundfile.read(path, dtype="int16")
     with pytest.warns(UserWarning, match="reads the first 8"):

@@ -14,6 +14,9 @@ from random_bark import random_gpt
 from minibark import Bark
 from minibark.checkpoint.presets import preset
 from minibark.config import FineGPTConfig, GPTConfig
+from minibark.detect import Classifier, Detector
+from minibark.detect.hubert import Hubert, HubertConfig
+from minibark.study import trace
 
 OPTIONS = {"seed": 1, "max_duration_s": 0.4}
 PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
@@ -68,6 +71,68 @@ def test_what_is_around_a_call_changes_nothing(directory, around):
         assert torch.equal(getattr(voice, part), getattr(expected, part))
     assert audio.dtype == np.float32
     np.testing.assert_array_equal(audio, bark.decode(expected.fine))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Bark.from_pretrained("tiny", device="cpu")
+
+
+DOORS = {
+    "batch": lambda bark: bark.generate_batch(["Hi.", "No."], seeds=1, max_duration_s=0.3)[0],
+    "long": lambda bark: bark.generate_long("Hi. [pause:0.1s] No.", "female", **OPTIONS),
+    "dialog": lambda bark: bark.generate_dialog(
+        "A: Hi.\nB: No.", {"A": "female", "B": "male"}, **OPTIONS
+    ),
+    "stream": lambda bark: np.concatenate(list(bark.stream("Hi. No.", "female", **OPTIONS))),
+    "trace": lambda bark: trace(bark, "Hi.", voice="female", **OPTIONS).attention,
+    "draws": lambda bark: trace(bark, "Hi.", voice="female", **OPTIONS).coarse.entropy,
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("door", DOORS)
+def test_each_door_gives_the_same_whatever_is_around(tiny, door, around):
+    expected = DOORS[door](tiny)
+    with AROUND[around]():
+        got = DOORS[door](tiny)
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_random_weights_are_decided_by_the_seed_alone(around):
+    def weights():
+        bark = Bark(preset("random"), device="cpu", seed=3)
+        return [dict(bark.model(stage).state_dict()) for stage in ("semantic", "fine", "codec")]
+
+    expected = weights()
+    with AROUND[around]():
+        got = weights()
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_a_detector_hears_the_same(around):
+    torch.manual_seed(0)
+    detector = Detector(
+        Hubert(HubertConfig()).eval(), Classifier(torch.ones(1, 768), torch.ones(1))
+    )
+    sound = (np.sin(np.arange(24_000) / 20) * 0.3).astype(np.float32)
+    expected = detector.features(sound, 24_000)
+    with AROUND[around]():
+        np.testing.assert_array_equal(detector.features(sound, 24_000), expected)
+
+
+@torch.inference_mode()
+def test_a_stage_that_is_first_used_in_inference_mode_can_be_trained():
+    bark = Bark.from_pretrained("tiny", device="cpu")
+    bark.generate("Hi.", **OPTIONS)
+    with torch.inference_mode(False):
+        for stage in ("semantic", "coarse", "fine", "codec"):
+            bark.model(stage).requires_grad_(True)
 
 
 def test_tokens_are_ordinary_tensors_on_the_cpu():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minibark import Bark
 from minibark.commands.main import main
-from minibark.text import LEVELS, plain, readable_ids
+from minibark.text import LEVELS, plain, readable, readable_ids
 from minibark.tokenizer import Tokenizer
 
 ASCII = Tokenizer.characters()
@@ -123,6 +123,15 @@ def test_long_hostile_text_is_quick():
 def test_what_cannot_be_read_is_told_in_one_warning(text, words):
     (warning,) = told(lambda: readable_ids(text, ASCII))
     assert words in warning
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("x" * 101, ""), ("x" * 1000 + " y", ""), ("x" * 150 + "é", "'xxxxxxxxxxxxxxxxx...'")],
+)
+def test_of_a_text_that_is_cut_long_words_are_read(text, words):
+    warnings = told(lambda: readable(text, ASCII, is_cut=True))
+    assert [words in warning for warning in warnings] == ([True] if words else [])
 
 
 def test_the_released_vocabulary_lacks_rare_characters_emoji_and_quotes():

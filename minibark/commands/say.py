@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..audio import FORMATS, AudioStream, check_suffix, encode_audio, save_audio
 from ..bark import Bark
-from ..files import replacing
+from ..files import replacing, warn
 from ..options import Options
 from ..pipeline import Audio
 from ..speech.dialog import parse_speakers
@@ -96,6 +96,8 @@ def _run(args: argparse.Namespace) -> None:
         options, plan = options_of(args, Options), options_of(args, LongOptions)
     except ValueError as error:
         args.parser.error(str(error))
+    if args.one_piece and (idle := given(args, LongOptions)):
+        warn(f"--one-piece makes one piece, for which {', '.join(idle)} means nothing")
     for place in filter(None, (args.output if args.output != "-" else None, args.save_voice)):
         check_writable(Path(place))
     text = text_of(args)
@@ -173,8 +175,6 @@ def _check_places(args: argparse.Namespace) -> None:
         raise ValueError(
             "--one-piece makes one piece; --split-preview shows what it would be without"
         )
-    if args.one_piece and (idle := given(args, LongOptions)):
-        raise ValueError(f"--one-piece makes one piece; leave {', '.join(idle)} out")
     if args.speaker and (args.voice or args.one_piece):
         raise ValueError("--speaker has the voices of a dialog; leave --voice and --one-piece out")
     if args.speaker:
