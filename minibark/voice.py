@@ -58,10 +58,10 @@ class Voice:
                 "fine": ((config.n_fine_codebooks, None), config.codebook_size),
             }
             for part, (shape, end) in expected.items():
-                tokens: Tensor = getattr(self, part)
-                name = f"{part}_prompt"
-                if tokens.dtype != torch.int64:
-                    raise VoiceError(f"{name} must be a torch.int64 tensor, got {tokens.dtype}")
+                tokens, name = getattr(self, part), f"{part}_prompt"
+                if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64:
+                    kind = getattr(tokens, "dtype", type(tokens).__name__)
+                    raise VoiceError(f"{name} must be a torch.int64 tensor, got {kind}")
                 fits = tokens.ndim == len(shape) and shape[0] in (None, tokens.shape[0])
                 if not fits or tokens.shape[-1] == 0:
                     expected_shape = str(shape).replace("None", "n >= 1")

@@ -309,6 +309,7 @@ FAILURES = {
     "missing voice file": (["say", "a", "--voice", "{tmp}/nobody.npz"], "no voice file"),
     "broken voice file": (["say", "a", "--voice", "{tmp}/broken.npz"], "not a readable voice"),
     "unknown device": (["say", "a", "--device", "warp"], "device 'warp'"),
+    "no folder": (["convert", "tiny", "/dev/null"], "/dev/null exists and is not empty"),
     "not a model": (["say", "a", "--model", "{tmp}"], "has no config.json"),
     "unknown model": (["say", "a", "--model", "nobody/nothing", "--offline"], "nobody/nothing"),
     "nothing cached": (["voices", "--model", "no/body", "--offline"], "'tiny' ships with minibark"),

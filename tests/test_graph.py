@@ -428,7 +428,7 @@ def check_wrong_kernels_are_refused() -> None:
         decoder.prefill(small_prompts(1), HEAD)
         assert decoder._fused is not None
         decoder._fused.norm_f = decoder._fused.layers[0].norm_2  # as a miscompiled kernel would
-        with pytest.raises(BackendError, match=r"wrong results here.*use backend='torch'"):
+        with pytest.raises(BackendError, match=r"wrong results here.*use the backend 'torch'"):
             decoder.take_steps(torch.tensor([12]), [HEAD], Sampling(0), rows, [[True]])
 
 

@@ -144,6 +144,15 @@ def test_lists_and_tensors_make_a_voice(voice, arrays):
 # ---- Hugging Face's index ----
 
 
+@pytest.mark.parametrize(
+    ("tokens", "kind"), [([1], "list"), (None, "NoneType"), (torch.ones(1), "torch.float32")]
+)
+def test_a_voice_of_something_else_is_told_what_it_must_be(voice, tokens, kind):
+    odd = dataclasses.replace(voice, semantic=tokens)
+    with pytest.raises(VoiceError, match=f"semantic_prompt must be a torch.int64 .* got {kind}$"):
+        odd.check(CONFIG)
+
+
 def test_voices_of_an_index(tmp_path):
     voices = {name: made.random_voice(CONFIG, 50, seed) for seed, name in enumerate("ab")}
     voices["v2/en_speaker_6"] = made.random_voice(CONFIG, 60)

@@ -52,15 +52,15 @@ def why_no_triton(device: torch.device) -> str | None:
 
             if interpreting():
                 return None
-        return f"it needs an NVIDIA GPU, and this is {device.type!r}; use backend='torch'"
+        return f"it needs an NVIDIA GPU, and this is {device.type!r}; use the backend 'torch'"
     if torch.version.cuda is None:
-        return "it needs an NVIDIA GPU; use backend='torch'"
+        return "it needs an NVIDIA GPU; use the backend 'torch'"
     if not installed:
         return "triton is not installed; pip install 'minibark[gpu]' (Linux)"
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_GPU:
         have, need = (".".join(map(str, pair)) for pair in (capability, OLDEST_GPU))
-        return f"this GPU has compute capability {have}, it needs {need}; use backend='torch'"
+        return f"this GPU has compute capability {have}, it needs {need}; use the backend 'torch'"
     return None
 
 

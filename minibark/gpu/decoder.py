@@ -267,7 +267,7 @@ class GraphDecoder(Decoder):
         if not error <= _TOLERANCES[self.model.transformer.wpe.weight.dtype]:
             raise BackendError(
                 f"backend 'triton' gives wrong results here: its logits are off by {error:.1e} of "
-                "the largest one; use backend='torch'"
+                "the largest one; use the backend 'torch'"
             )
 
 

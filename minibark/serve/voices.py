@@ -75,7 +75,8 @@ class ServedVoices:
             (*self._uploads, *self._stages.voices, *self.aliases), _MOST_COMPARED
         )
         near = difflib.get_close_matches(name[:200], names, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(map(shown, near))}?" if near else "see the list of voices"
+        listed = "GET /v1/audio/voices, or `minibark voices`, lists them"
+        hint = f"did you mean {', '.join(map(shown, near))}?" if near else listed
         message = f"no voice '{shown(name, 60)}'; {hint}"
         raise RequestError(404, message, param=param, code="voice_not_found")
 
