@@ -19,7 +19,7 @@ from minibark.checkpoint.layouts import open_checkpoint
 from minibark.checkpoint.opened import Checkpoint
 from minibark.checkpoint.presets import preset
 from minibark.checkpoint.saving import save_checkpoint
-from minibark.checkpoint.shapes import new_module
+from minibark.checkpoint.shapes import empty_module, new_module
 from minibark.checkpoint.voices import Voices
 from minibark.config import STAGES, BarkConfig
 
@@ -239,8 +239,7 @@ def test_the_table_of_models_is_true():
     assert [row[0] for row in rows] == list(presets)
     for name, layers, heads, width, millions in rows:
         config = preset(presets[name])
-        with torch.device("meta"):
-            modules = [new_module(stage, config) for stage in STAGES]
+        modules = [empty_module(stage, getattr(config, stage)) for stage in STAGES]
         parameters = sum(p.numel() for module in modules for p in module.parameters())
         gpt = config.semantic
         shape = (gpt.n_layer, gpt.n_head, gpt.n_embd)
