@@ -14,7 +14,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -245,6 +245,16 @@ def inside(name: object, where: str) -> str:
     raise CheckpointError(
         f"{where} names a file outside its folder, which is refused: {shown(name)}"
     )
+
+
+def repeated(pairs: Iterable[tuple[str, object]]) -> str | None:
+    """The first name of a JSON object's pairs that was there before; None if each is once."""
+    seen = set[str]()
+    for name, _ in pairs:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def read_json(path: Path) -> Any:

@@ -91,15 +91,16 @@ def _lost(
     words: Iterable[tuple[str, list[int]]], tokenizer: Tokenizer, is_cut: bool = False
 ) -> list[str]:
     """Those of `Tokenizer.words` that no piece stands for; in a text that is cut, long ones are."""
-    unknown, most = tokenizer.encode("[UNK]"), MAX_WORD_CHARS if is_cut else None
-    lost = (word for word, ids in words if ids == unknown and word != "[UNK]")
-    return [
-        word
-        for word in lost
-        if most is None
-        or len(word) <= most
-        or not all(tokenizer.reads(word[i : i + most]) for i in range(0, len(word), most))
-    ]
+    unknown = tokenizer.encode("[UNK]")
+    lost = [word for word, ids in words if ids == unknown and word != "[UNK]"]
+    if not is_cut:
+        return lost
+    return [word for word in lost if not all(map(tokenizer.reads, _parts(word)))]
+
+
+def _parts(word: str) -> list[str]:
+    starts = range(0, len(word), MAX_WORD_CHARS)
+    return [word[start : start + MAX_WORD_CHARS] for start in starts]
 
 
 def _without_marks(text: str) -> str:

@@ -258,6 +258,16 @@ def test_a_model_without_a_name_is_none(tmp_path, monkeypatch, capsys):
     assert main(["info", "."]) == 0
 
 
+def test_a_batch_of_single_pieces_says_which_options_mean_nothing(tmp_path, capsys):
+    (tmp_path / "m.jsonl").write_text('{"id": "a", "text": "Hi."}')
+    words = ["batch", str(tmp_path / "m.jsonl"), str(tmp_path / "out"), "--model", "random"]
+    assert main([*words, "-q", "--max-duration", "0.2", "--one-piece", "--silence", "3"]) == 0
+    told = "--one-piece makes one piece, for which --silence means nothing"
+    assert told in capsys.readouterr().err
+    assert main([*words, "-q", "--max-duration", "0.2", "--one-piece", "--again"]) == 0
+    assert "means nothing" not in capsys.readouterr().err
+
+
 def test_a_revision_of_what_is_not_on_the_hub_is_told_of(capsys):
     assert main(["info", "tiny", "--revision", "v2"]) == 0
     assert "tiny is not on the hub, so revision 'v2' means nothing" in capsys.readouterr().err

@@ -128,7 +128,7 @@ def _load_voices(
 
 def _check_new(directory: str | os.PathLike[str]) -> None:
     target = Path(os.path.expanduser(directory))
-    if (target.is_dir() and any(target.iterdir())) or (target.exists() and not target.is_dir()):
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(
             f"{target} exists and is not empty; choose another or delete it first"
         )

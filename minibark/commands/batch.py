@@ -31,6 +31,7 @@ from .shared import (
     is_same,
     open_bark,
     options_of,
+    tell_of_idle,
     whole_number,
 )
 
@@ -125,6 +126,8 @@ def _run(args: argparse.Namespace) -> None:
         options, plan = options_of(args, Options), options_of(args, LongOptions)
     except ValueError as error:
         args.parser.error(str(error))
+    if args.one_piece:
+        tell_of_idle(args, LongOptions)
     own = {ERRORS, os.path.basename(args.manifest)} if args.manifest != "-" else set()
     for name in (name for name in own if name == ERRORS or name.endswith(".json")):
         if is_same(args.manifest, os.path.join(args.out, name)):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..audio import FORMATS, AudioStream, check_suffix, encode_audio, save_audio
 from ..bark import Bark
-from ..files import replacing, warn
+from ..files import replacing
 from ..options import Options
 from ..pipeline import Audio
 from ..speech.dialog import parse_speakers
@@ -26,10 +26,10 @@ from .shared import (
     add_running,
     check_distinct,
     check_writable,
-    given,
     naming_stdout,
     open_bark,
     options_of,
+    tell_of_idle,
 )
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def _run(args: argparse.Namespace) -> None:
         options, plan = options_of(args, Options), options_of(args, LongOptions)
     except ValueError as error:
         args.parser.error(str(error))
-    if args.one_piece and (idle := given(args, LongOptions)):
-        warn(f"--one-piece makes one piece, for which {', '.join(idle)} means nothing")
+    if args.one_piece:
+        tell_of_idle(args, LongOptions)
     for place in filter(None, (args.output if args.output != "-" else None, args.save_voice)):
         check_writable(Path(place))
     text = text_of(args)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from ..bark import Bark
 from ..checkpoint.hub import BUILT_IN, RANDOM
 from ..config import STAGES
-from ..files import shown
+from ..files import shown, warn
 from ..options import Knobs, Options, flag_of, knobs
 from ..precision import BACKENDS, PRECISIONS
 from .ends import complain, hush
@@ -214,10 +214,12 @@ def options_of(args: argparse.Namespace, kind: type[K]) -> K:
         raise ValueError(f"{flag_of(name, dict(knobs(kind))[name])} {rest}") from error
 
 
-def given(args: argparse.Namespace, kind: type[K]) -> list[str]:
-    """The flags of these knobs that differ from what they are by default."""
+def tell_of_idle(args: argparse.Namespace, kind: type[Knobs]) -> None:
+    """Warn of what was given of these knobs, which are for what `--one-piece` cuts off."""
     usual = vars(kind())
-    return [flag_of(name, knob) for name, knob in knobs(kind) if getattr(args, name) != usual[name]]
+    idle = [flag_of(name, knob) for name, knob in knobs(kind) if getattr(args, name) != usual[name]]
+    if idle:
+        warn(f"--one-piece makes one piece, for which {', '.join(idle)} means nothing")
 
 
 def _number_or_none(kind: type) -> Any:

@@ -88,7 +88,8 @@ def reduce(
             suffers = precision == "int4" and layer == 0
             own = "int8" if suffers else precision
             if twice:
-                _reduce_layer_with_gelu(block, layer, weights, _TWICE[own])
+                both = Int4Twice if own == "int4" else Int8Twice
+                _reduce_layer_with_gelu(block, layer, weights, both)
             else:
                 _reduce_layer(block, layer, weights, own)
     else:
@@ -98,7 +99,7 @@ def reduce(
         in_int8 = kind == "int8" and abilities.has_int8_many_rows()
         for layer, block in enumerate(model.transformer.blocks):
             if in_int8:
-                _reduce_layer_with_gelu(block, layer, weights, _many_rows)
+                _reduce_layer_with_gelu(block, layer, weights, Int8ManyRows)
                 model.transformer.h[layer] = BlockInParts(block)
             else:
                 _reduce_layer(block, layer, weights, kind)
@@ -140,12 +141,20 @@ def _reduce_layer(block: Block, layer: int, weights: _Weights, precision: str) -
 
 
 def _reduce_layer_with_gelu(
-    block: Block, layer: int, weights: _Weights, make: Callable[..., nn.Module]
+    block: Block,
+    layer: int,
+    weights: _Weights,
+    kind: type[Int8ManyRows] | type[Int8Twice] | type[Int4Twice],
 ) -> None:
-    """With GELU inside the product in front of it; `make` is one of those below."""
+    """With GELU inside the product in front of it; what makes no groups of int4 is int8."""
 
-    def product(name: str, **options: Any) -> nn.Module:
-        return make(*weights.linear(f"transformer.h.{layer}.{name}"), **options)
+    def product(name: str, *, widen: bool = False, **options: Any) -> nn.Module:
+        weight, scale, bias = weights.linear(f"transformer.h.{layer}.{name}")
+        if not issubclass(kind, Int4Twice):
+            return kind(*rows_of(weight, scale), bias, **options)
+        if weight.shape[1] % GROUP:
+            return Int8Twice(*rows_of(weight, scale), bias, **options)
+        return Int4Twice(floats_of(weight, scale), bias, widen=widen, **options)
 
     # What attention would round them to.
     dtype = torch.bfloat16 if abilities.has_fast_bfloat16() else torch.float32
@@ -153,44 +162,6 @@ def _reduce_layer_with_gelu(
     block.attn.c_proj = product("attn.c_proj")
     block.mlp.c_fc, block.mlp.act = product("mlp.c_fc", gelu=True), nn.Identity()
     block.mlp.c_proj = product("mlp.c_proj")
-
-
-def _many_rows(
-    weight: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    *,
-    widen: bool = False,
-    **options: Any,
-) -> nn.Module:
-    return Int8ManyRows(*rows_of(weight, scale), bias, **options)
-
-
-def _int8_twice(
-    weight: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    *,
-    widen: bool = False,
-    **options: Any,
-) -> nn.Module:
-    return Int8Twice(*rows_of(weight, scale), bias, **options)
-
-
-def _int4_twice(
-    weight: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    *,
-    widen: bool = False,
-    **options: Any,
-) -> nn.Module:
-    if weight.shape[1] % GROUP:
-        return _int8_twice(weight, scale, bias, **options)
-    return Int4Twice(floats_of(weight, scale), bias, widen=widen, **options)
-
-
-_TWICE = {"int8": _int8_twice, "int4": _int4_twice}
 
 
 def _linear(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from reprlib import repr as brief
 from typing import Any, NoReturn, TypeVar
 
-from ..files import shown
+from ..files import repeated, shown
 from ..options import Knobs, Options, hint_of, knobs
 from ..speech.plan import LongOptions
 from .errors import RequestError
@@ -85,9 +85,8 @@ def _document(body: bytes) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ValueError(f"it has {shown(twice[0], 60)!r} twice")
+    if (twice := repeated(pairs)) is not None:
+        raise ValueError(f"it has {shown(twice, 60)!r} twice")
     return dict(pairs)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from ..files import reason, shown
+from ..files import reason, repeated, shown
 from ..options import Options, hint_of, knobs
 from .plan import LongOptions
 
@@ -188,12 +188,9 @@ def _whole(digits: str) -> int:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+    if (twice := repeated(pairs)) is not None:
         _refuse(f"it has {shown(twice, 40)!r} twice")
-    return document
+    return dict(pairs)
 
 
 def _id(document: dict[str, Any]) -> str:
