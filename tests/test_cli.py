@@ -253,8 +253,12 @@ def test_a_model_without_a_name_is_none(tmp_path, monkeypatch, capsys):
     """As of a variable of the shell that is not set; not what lies in the current folder."""
     assert main(["convert", "tiny", str(tmp_path / "here"), "-q"]) == 0
     monkeypatch.chdir(tmp_path / "here")
-    assert main(["info", ""]) == 1
-    assert "no model ''" in capsys.readouterr().err
+    for words in (["info", ""], ["say", "Hi.", "--model", "", *QUICK], ["voices", "--model", ""]):
+        assert main(words) == 1
+        assert "no model ''" in capsys.readouterr().err
+    for stage in ("coarse", "codec"):
+        with pytest.raises(FileNotFoundError, match="no model ''"):
+            minibark.Bark.from_pretrained("tiny", stages={stage: ""})
     assert main(["info", "."]) == 0
 
 

@@ -19,9 +19,9 @@ _TIP = f"the model {BUILT_IN!r} ships with minibark and needs no download"
 
 
 def fixed(place: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The absolute path of a place that is here; others, names among them, as they are."""
+    """The absolute path of a place that is here; others, names and no name, as they are."""
     path = os.path.abspath(os.path.expanduser(place))
-    is_name = isinstance(place, str) and place in (BUILT_IN, RANDOM)
+    is_name = isinstance(place, str) and place in (BUILT_IN, RANDOM, "")
     return path if os.path.exists(path) and not is_name else place
 
 

@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace) -> None:
         except ValueError as error:
             args.parser.error(str(error))
         check_writable(Path(args.output))
-    options, model = checkpoint_options(args), args.model or DEFAULT_MODEL
+    options, model = checkpoint_options(args), DEFAULT_MODEL if args.model is None else args.model
     name, is_file = args.name, args.name is not None and args.name.lower().endswith(".npz")
     if is_file and not args.output and args.model is None:
         voice, config = Voice.load(name), GenerationConfig()
